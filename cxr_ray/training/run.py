@@ -1,0 +1,316 @@
+"""The RUN directory: what was trained, on what, how it went, and where its weights are.
+
+``run.json`` (this module), ``config.yaml`` (the resolved recipe), ``history.jsonl`` (a line an epoch), ``checkpoints/``,
+``tensorboard/``, and ``ray/``, which is Ray's own and never needed to read or resume a run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import yaml
+from pydantic import Field
+
+from cxr_ray import __version__, storage
+from cxr_ray.config import Recipe, Settings, parse_settings
+from cxr_ray.errors import ConfigError, RunError, StorageError
+from cxr_ray.imaging.preprocess import PreprocessSpec
+from cxr_ray.labels import LabelSet, Task
+from cxr_ray.training.checkpoint import Best, EpochRecord, checkpoint_location, is_whole, list_epochs, load_exported, newest_valid
+from cxr_ray.training.lease import LEASE, LOCK
+from cxr_ray.training.progress import HISTORY, TENSORBOARD, read_history
+
+if TYPE_CHECKING:
+    from cxr_ray.data.shards import Dataset
+    from cxr_ray.models.classifier import Classifier
+
+SCHEMA: Final = "cxr-ray/run/1"
+RUN, CONFIG, CHECKPOINTS, RAY = "run.json", "config.yaml", "checkpoints", "ray"
+_VERSIONS_OF = ("torch", "torchvision", "ray", "numpy", "pyarrow", "albumentations", "safetensors")
+
+
+class DataRecord(Settings):
+    """The DATASET as the run saw it: enough to rebuild the network without it."""
+
+    location: str
+    name: str
+    fingerprint: str
+    task: Task
+    labels: tuple[str, ...]
+    train: tuple[str, ...]
+    """Partitions."""
+    validation: tuple[str, ...]
+    fold: int | None
+    """The fold that was held out; None: no folds."""
+    height: int
+    width: int
+    mean: float
+    """Of the training part's pixels, 0..1."""
+    std: float
+    preprocess: PreprocessSpec
+
+
+class BestRecord(Settings):
+    """The epoch that the monitor chose."""
+
+    epoch: int
+    metric: str
+    value: float | None
+    checkpoint: str
+    """Relative to the RUN."""
+
+
+class RunManifest(Settings):
+    """``run.json``."""
+
+    schema_: Literal["cxr-ray/run/1"] = Field(default=SCHEMA, alias="schema")
+    status: Literal["running", "finished"]
+    fingerprint: str
+    """SHA-256 of the resolved recipe and the data: what must agree for a run to go on."""
+    recipe: Recipe
+    dataset: DataRecord
+    seed: int
+    workers: int
+    use_gpu: bool
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    started: str
+    """UTC, of the first launch."""
+    launches: int
+    """How often the command was run until it was finished."""
+    finished: str | None = None
+    epochs: int = 0
+    """Epochs trained."""
+    stopped_early: bool = False
+    best: BestRecord | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A RUN on storage.
+
+    Args:
+        location: Directory, a local path or a URI.
+        manifest: Its ``run.json``.
+    """
+
+    location: str
+    manifest: RunManifest
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return self.manifest.recipe
+
+    @cached_property
+    def labels(self) -> LabelSet:
+        """Names in the order of the outputs."""
+        return LabelSet(self.manifest.dataset.labels, self.manifest.dataset.task)
+
+    @property
+    def checkpoints(self) -> str:
+        """Where the checkpoints stand."""
+        return storage.join(self.location, CHECKPOINTS)
+
+    def history(self) -> list[EpochRecord]:
+        """A record an epoch, ascending."""
+        return read_history(self.location)
+
+    def best(self) -> Best:
+        """The epoch that the monitor chose, among those whose checkpoint is whole.
+
+        Raises:
+            RunError: No whole checkpoint is left.
+        """
+        chosen = self.manifest.best
+        if chosen is not None and is_whole(storage.join(self.location, chosen.checkpoint)):
+            return Best(chosen.epoch, chosen.metric, chosen.value)
+        found = best_of_whole(self.checkpoints, self.history(), self.recipe.training.monitor)
+        if found is None:
+            raise RunError(f"{self.location} has no whole checkpoint", hint="run the same `cxr-ray train` again")
+        return found
+
+    def best_checkpoint(self) -> str:
+        """Location of the checkpoint of :meth:`best`, which is verified."""
+        return checkpoint_location(self.checkpoints, self.best().epoch)
+
+    def load_model(self, device: str = "cpu") -> Classifier:
+        """The network with the weights of :meth:`best_checkpoint`, in evaluation mode on ``device``.
+
+        Raises:
+            RunError: No whole checkpoint is left, or its weights are of another network.
+        """
+        from cxr_ray.models.classifier import build_classifier
+
+        data = self.manifest.dataset
+        size = (data.height, data.width)
+        model = build_classifier(self.recipe.model, len(data.labels), mean=data.mean, std=data.std, image_size=size, load_weights=False)
+        location = self.best_checkpoint()
+        try:
+            model.load_state_dict(load_exported(location))
+        except RuntimeError:
+            raise RunError(f"{location}: the weights do not fit the network that {RUN} describes") from None
+        return model.to(device).eval()
+
+
+def open_run(location: str) -> Run:
+    """Open a RUN, finished or not.
+
+    Raises:
+        RunError: No RUN there, or of another schema.
+    """
+    location = storage.absolute(location)
+    if not storage.exists(storage.join(location, RUN)):
+        raise RunError(f"{location} is not a RUN: it has no {RUN}", hint="cxr-ray train --recipe NAME --data DATASET --out RUN")
+    try:
+        data = storage.read_json(storage.join(location, RUN))
+    except StorageError as error:
+        raise RunError(error.message) from None
+    found = data.get("schema") if isinstance(data, dict) else None
+    if found != SCHEMA:
+        raise RunError(f"{location}: schema {found!r}; cxr_ray {__version__} reads {SCHEMA!r}")
+    try:
+        return Run(location, parse_settings(RunManifest, data, where=storage.join(location, RUN)))
+    except ConfigError as error:
+        raise RunError(error.message, hint="another --out, or the version of cxr_ray that wrote it") from None
+
+
+def write_run(location: str, manifest: RunManifest) -> None:
+    """Write ``run.json`` and ``config.yaml``."""
+    recipe = yaml.safe_dump(manifest.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    storage.write_bytes(storage.join(location, CONFIG), recipe.encode())
+    storage.write_json(storage.join(location, RUN), manifest.model_dump(mode="json", by_alias=True))
+
+
+def best_of_whole(checkpoints: str, history: list[EpochRecord], monitor: str) -> Best | None:
+    """The best epoch, by the monitor, of those whose checkpoint is whole. None where there is none."""
+    by_epoch = {record.epoch: record for record in history}
+    whole = [epoch for epoch in list_epochs(checkpoints) if epoch in by_epoch and is_whole(checkpoint_location(checkpoints, epoch))]
+    if not whole:
+        return None
+    if monitor == "last":
+        return Best(whole[-1], monitor, None)
+    values = {epoch: getattr(by_epoch[epoch], monitor) for epoch in whole}
+    defined = {epoch: value for epoch, value in values.items() if value is not None}
+    if not defined:
+        return Best(whole[0], monitor, None)
+    sign = 1 if monitor == "val_loss" else -1
+    epoch = min(defined, key=lambda candidate: (sign * defined[candidate], candidate))
+    return Best(epoch, monitor, defined[epoch])
+
+
+def refuse_foreign(location: str) -> None:
+    """Make sure that nothing but a RUN stands at ``location``, before anything is written there.
+
+    Raises:
+        RunError: Files of something else stand there.
+    """
+    there = set(storage.list_files(location)) - {LEASE, LOCK}
+    if there and RUN not in there:
+        raise RunError(f"{location} holds other files than a RUN's; it is left alone", hint="another --out")
+
+
+def claim(location: str, wanted: RunManifest, *, overwrite: bool) -> RunManifest:
+    """Make ``location`` the RUN of ``wanted``, or find it there; the caller holds its lease.
+
+    Args:
+        location: Empty, absent, or a RUN: see :func:`refuse_foreign`.
+        wanted: A new manifest.
+        overwrite: Remove a RUN that stands there.
+
+    Returns:
+        What to go on with: ``wanted``, or the manifest that stands there with one launch more; ``finished`` if nothing is left to do.
+
+    Raises:
+        RunError: A RUN of another recipe or other data stands there.
+    """
+    if overwrite:
+        for name in (RUN, CONFIG, HISTORY, CHECKPOINTS, TENSORBOARD, RAY):
+            storage.remove(storage.join(location, name))
+    if not storage.exists(storage.join(location, RUN)):
+        write_run(location, wanted)
+        return wanted
+    there = open_run(location).manifest
+    if there.fingerprint != wanted.fingerprint:
+        was, now = identity(there.recipe, there.dataset), identity(wanted.recipe, wanted.dataset)
+        lines = "".join(f"\n  - {line}" for line in differences(was, now))
+        raise RunError(f"{location} is a RUN of another recipe or other data:{lines}", hint="another --out, or --overwrite")
+    if there.status == "finished" and newest_valid(storage.join(location, CHECKPOINTS)) is not None:
+        return there
+    going_on = wanted.model_copy(update={"launches": there.launches + 1, "started": there.started})
+    write_run(location, going_on)
+    return going_on
+
+
+# --- what identifies a run ------------------------------------------------------------------------------------------------
+
+
+def describe_data(dataset: Dataset, fold: int | None) -> DataRecord:
+    """What of ``dataset`` goes into ``run.json``."""
+    train, validation = dataset.training_partitions(fold)
+    mean, std = dataset.normalization_of(train)  # with a fold held out, of the others alone
+    return DataRecord(
+        location=dataset.location,
+        name=dataset.manifest.name,
+        fingerprint=dataset.manifest.fingerprint,
+        task=dataset.labels.task,
+        labels=dataset.labels.names,
+        train=tuple(train),
+        validation=tuple(validation),
+        fold=fold,
+        height=dataset.preprocess.height,
+        width=dataset.preprocess.width,
+        mean=mean,
+        std=std,
+        preprocess=dataset.preprocess,
+    )
+
+
+def identity(recipe: Recipe, data: DataRecord) -> dict[str, Any]:
+    """What must agree for a run to go on: the recipe but for its prose, and the data wherever they lie."""
+    facts = data.model_dump(mode="json", include={"fingerprint", "train", "validation"})
+    return {"recipe": recipe.model_dump(mode="json", exclude={"description"}), "data": facts}
+
+
+def run_fingerprint(recipe: Recipe, data: DataRecord) -> str:
+    """SHA-256 of :func:`identity`."""
+    return storage.sha256(json.dumps(identity(recipe, data), sort_keys=True).encode())
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Where two nested mappings differ, a line each: ``key: old -> new``."""
+    lines = []
+    for key in sorted({*was, *now}):
+        old, new = was.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {old} -> {new}")
+    return lines
+
+
+def versions() -> dict[str, str]:
+    """Of cxr_ray, Python and the libraries that a result may depend on."""
+    found = {"cxr_ray": __version__, "python": platform.python_version()}
+    for name in _VERSIONS_OF:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Of this machine: processor architecture, cores that this process may use, memory in GiB, GPUs."""
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return {"machine": platform.machine(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory, 1), "gpus": gpus}

@@ -1,0 +1,348 @@
+"""``train``: Ray Train around the loop. One code path for any number of workers, CPU (gloo) or GPU (nccl).
+
+The truth about a run is in OUT: our checkpoints, our history. Ray's own storage gets a new name below ``OUT/ray`` at every launch
+and holds only pointers to our checkpoints, so nothing torn in it can stop a run. Whoever dies, a worker (Ray starts it again) or the
+driver (the user gives the same command again), training goes on from the newest whole checkpoint in OUT.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from cxr_ray import storage
+from cxr_ray.cluster import connected, require
+from cxr_ray.config import Recipe
+from cxr_ray.data.augment import build_augmentation
+from cxr_ray.data.shards import Dataset, open_dataset, pixels, targets_of
+from cxr_ray.data.stream import FeedPlan, plan_feed
+from cxr_ray.errors import ClusterError, CxrRayError, RunError
+from cxr_ray.models.inference import predict_probabilities
+from cxr_ray.training import lease
+from cxr_ray.training.checkpoint import EpochRecord, epoch_of, newest_valid
+from cxr_ray.training.distributed import World
+from cxr_ray.training.loss import LabelCounts
+from cxr_ray.training.progress import HistoryWatch, TrainProgress
+from cxr_ray.training.run import (
+    RAY,
+    BestRecord,
+    DataRecord,
+    Run,
+    RunManifest,
+    claim,
+    describe_data,
+    hardware,
+    open_run,
+    refuse_foreign,
+    run_fingerprint,
+    versions,
+    write_run,
+)
+from cxr_ray.training.worker import Job, build_model, use_device, work
+
+if TYPE_CHECKING:
+    from ray.train import UserCallback
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILURES = 3
+"""So many deaths of workers are survived in one launch."""
+SPARE_CPUS = 1.0
+"""Logical CPUs that workers leave to others (Ray Data, a trial of a search) where the cluster has more."""
+LEAST_CPUS_A_WORKER = 0.1
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What ``train`` did."""
+
+    run: Run
+    already_finished: bool
+    """Nothing was left to do."""
+    resumed_after: int | None
+    """The last epoch of earlier launches; None: it started from scratch."""
+
+
+def train(
+    recipe: Recipe,
+    dataset: str,
+    out: str,
+    *,
+    workers: int = 1,
+    use_gpu: bool = False,
+    fold: int | None = None,
+    address: str | None = None,
+    overwrite: bool = False,
+    report: Callable[[TrainProgress], None] | None = None,
+    callbacks: Sequence[UserCallback] = (),
+    plans: tuple[FeedPlan, FeedPlan | None] | None = None,
+) -> RunResult:
+    """Train to the end, or go on where an earlier call with the same recipe and data stopped.
+
+    Args:
+        recipe: One experiment.
+        dataset: DATASET, a local path or a URI.
+        out: RUN to write, a local path (shared by all nodes) or a URI.
+        workers: Training processes. Results do not depend on their number, but for rounding, dropout and mixup.
+        use_gpu: One GPU a worker.
+        fold: Hold this fold out for validation and train on the others. None: partitions ``train`` and ``val``.
+        address: Ray cluster; see :func:`cxr_ray.cluster.connect`.
+        overwrite: Remove another RUN that stands at ``out``.
+        report: Called in a thread of this process after each epoch.
+        callbacks: Of Ray Train, such as Ray Tune's ``TuneReportCallback``. What is reported has the fields of
+            :class:`EpochRecord` (NaN for None) and ``checkpoint``, the location of the epoch's checkpoint.
+        plans: Feeds of the training and the validation part, when several runs share them. None: planned here.
+
+    Raises:
+        CxrRayError: Of the kind that fits: settings, DATASET, weights, cluster, a RUN of another recipe or in use, a loss
+            that is not finite.
+    """
+    data = open_dataset(dataset)
+    record = describe_data(data, fold)
+    out = storage.absolute(out)
+    _check(recipe, record, workers)
+    wanted = RunManifest(
+        schema="cxr-ray/run/1",
+        status="running",
+        fingerprint=run_fingerprint(recipe, record),
+        recipe=recipe,
+        dataset=record,
+        seed=recipe.training.seed,
+        workers=workers,
+        use_gpu=use_gpu,
+        versions=versions(),
+        hardware=hardware(),
+        started=_now(),
+        launches=1,
+    )
+    refuse_foreign(out)
+    with lease.hold(out) as launch:
+        manifest = claim(out, wanted, overwrite=overwrite)
+        run = Run(out, manifest)
+        if manifest.status == "finished":
+            return RunResult(run, already_finished=True, resumed_after=None)
+        past = newest_valid(run.checkpoints)  # the workers look for themselves; here it tells the user what is torn
+        with connected(address), HistoryWatch(out, recipe.training.epochs, report):
+            cpus = _cpus_a_worker(workers, use_gpu)
+            train_plan, validation_plan = plans or plan_feeds(data, recipe, fold)
+            job = Job(out, launch, recipe, record, label_counts(data, fold), train_plan, validation_plan)
+            answer = _launch(job, workers=workers, use_gpu=use_gpu, cpus=cpus, callbacks=callbacks)
+        manifest = _finish(out, manifest, answer)
+    return RunResult(Run(out, manifest), already_finished=False, resumed_after=epoch_of(past) if past else None)
+
+
+def plan_feeds(data: Dataset, recipe: Recipe, fold: int | None) -> tuple[FeedPlan, FeedPlan | None]:
+    """Feeds of the training and the validation part, for one run or for several that share them; Ray must be connected."""
+    train_parts, validation_parts = data.training_partitions(fold)
+    train_plan = plan_feed(data, train_parts, recipe.feed)
+    return train_plan, plan_feed(data, validation_parts, recipe.feed) if validation_parts else None
+
+
+def label_counts(data: Dataset, fold: int | None) -> LabelCounts:
+    """Counts of the training part, from the columns of labels alone."""
+    column = "label" if data.labels.task == "multiclass" else "labels"
+    parts = [targets_of(data.read(partition, [column]), data.labels) for partition in data.training_partitions(fold)[0]]
+    return LabelCounts.of(np.concatenate(parts), len(data.labels))
+
+
+def predict_partition(run: str, dataset: str, partition: str, *, use_gpu: bool = False) -> pa.Table:
+    """What the best epoch of a RUN makes of a partition, computed by a Ray task; Ray must be connected.
+
+    Returns:
+        A row an image: ``image_id``, ``patient_id``, ``label`` or ``labels``, ``probabilities`` (K floats).
+    """
+    import ray
+
+    task = ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0)(_predict)
+    return ray.get(task.remote(run, dataset, partition, "cuda" if use_gpu else "cpu"))
+
+
+def _predict(run: str, dataset: str, partition: str, device: str) -> pa.Table:
+    use_device(torch.device(device), 1)
+    opened, data = open_run(run), open_dataset(dataset)
+    model = opened.load_model(device)
+    target = "label" if data.labels.task == "multiclass" else "labels"
+    tables = []
+    for table in data.tables(partition, ["image", "image_id", "patient_id", target]):
+        images = pixels(table, data.preprocess.height, data.preprocess.width)
+        probabilities = predict_probabilities(model, images, data.labels.task, device=device)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(probabilities.ravel()), len(data.labels))
+        tables.append(table.drop_columns(["image"]).append_column("probabilities", column))
+    return pa.concat_tables(tables)
+
+
+def _check(recipe: Recipe, record: DataRecord, workers: int) -> None:
+    """Find what can be found without a cluster: operations, network, image size."""
+    if workers < 1:
+        raise RunError(f"expected at least 1 worker, got {workers}", hint="--workers 1")
+    if not record.validation and recipe.training.monitor != "last":
+        raise RunError(
+            f"training.monitor={recipe.training.monitor} needs a validation part, and {record.location} has none",
+            hint="training.monitor=last",
+        )
+    build_augmentation(recipe.augment)
+    with torch.device("meta"):
+        build_model(recipe, record, load_weights=False)
+
+
+def _cpus_a_worker(workers: int, use_gpu: bool) -> float:
+    """Logical CPUs of each worker: one, or what the cluster has left beside reading.
+
+    Raises:
+        ClusterError: The cluster could never run so many workers.
+    """
+    import ray
+
+    there = float(ray.cluster_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
+    each = max(LEAST_CPUS_A_WORKER, min(1.0, math.floor((there - SPARE_CPUS) / workers * 100) / 100))
+    what = f"training with {workers} worker{'s' if workers > 1 else ''}{' on GPUs' if use_gpu else ''}"
+    require(each * workers, float(workers if use_gpu else 0), what=what)
+    return each
+
+
+# --- Ray Train --------------------------------------------------------------------------------------------------------
+
+
+def _launch(job: Job, *, workers: int, use_gpu: bool, cpus: float, callbacks: Sequence[UserCallback]) -> dict[str, Any]:
+    """Run the workers to their end and return what rank 0 says."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    api: Any = ray.train  # its types are still those of the first version
+    trainer_class: Any = TorchTrainer
+
+    def worker() -> dict[str, Any]:
+        return _run_worker(job)
+
+    ray_storage = storage.join(job.out, RAY)
+    storage.remove(ray_storage)  # of earlier launches, which are over: we hold the lease
+    trainer = trainer_class(
+        worker,
+        scaling_config=api.ScalingConfig(
+            num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
+        ),
+        run_config=api.RunConfig(
+            name=job.launch,
+            storage_path=ray_storage,
+            failure_config=api.FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
+            checkpoint_config=api.CheckpointConfig(num_to_keep=1),
+            callbacks=list(callbacks),
+            logging_config=api.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        with _interruptible():
+            answer = trainer.fit().return_value
+    except api.TrainingFailedError as error:
+        raise _explained(error, job.out) from error
+    if not isinstance(answer, dict):
+        raise RunError(f"the workers ended without an answer: {answer!r}")
+    if isinstance(answer.get("error"), CxrRayError):
+        raise answer["error"]
+    return answer
+
+
+def _run_worker(job: Job) -> dict[str, Any]:
+    """In each worker process."""
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    return work(job, world, workers_here=context.get_local_world_size(), announce=_announce)
+
+
+def _announce(record: EpochRecord, checkpoint: str | None) -> None:
+    """Tell Ray Train of an epoch; rank 0 hands over a pointer to our checkpoint, for without any Ray keeps no metrics."""
+    import ray.train
+
+    metrics = {name: math.nan if value is None else value for name, value in asdict(record).items()}
+    if checkpoint is None:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        with open(os.path.join(folder, "pointer.json"), "w") as file:
+            json.dump({"checkpoint": checkpoint}, file)
+        pointer = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(
+            {**metrics, "checkpoint": checkpoint}, checkpoint=pointer, checkpoint_dir_name=f"epoch-{record.epoch:04d}-{time.time_ns()}"
+        )
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ray Train ends an interrupted driver with exit code 0 and keeps its signal handler; we say what to do and put the old one back."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        yield
+    except SystemExit:
+        raise RunError("interrupted", hint="the same command goes on after the last finished epoch") from None
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
+def _explained(error: Exception, out: str) -> CxrRayError:
+    """Ray's error as one of ours: the user's mistake within it if there is one."""
+    from ray.train import ControllerError
+
+    if isinstance(error, ControllerError):
+        return ClusterError(
+            f"Ray could not run the workers: {_first_line(error.controller_failure)}",
+            hint="`ray status` shows what the cluster has free; the same command goes on where it stopped",
+        )
+    failures = dict(getattr(error, "worker_failures", {}))
+    causes = [cause for failure in failures.values() for cause in _chain(failure)]
+    for cause in causes:
+        if isinstance(cause, CxrRayError):
+            return cause
+    lines = "".join(f"\n  - worker {rank}: {_first_line(failure)}" for rank, failure in sorted(failures.items()))
+    return RunError(
+        f"training failed after {MAX_FAILURES} restarts:{lines or ' ' + _first_line(error)}",
+        hint=f"the same command goes on after the last finished epoch of {out}; --debug shows the traceback",
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error.__cause__
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[-1] if text else ''}"
+
+
+def _finish(out: str, manifest: RunManifest, answer: dict[str, Any]) -> RunManifest:
+    best = answer["best"]
+    update = {
+        "status": "finished",
+        "finished": _now(),
+        "epochs": answer["epochs"],
+        "stopped_early": answer["stopped_early"],
+        "hardware": {**manifest.hardware, "worker": answer["hardware"]},
+        "best": BestRecord(**best, checkpoint=f"checkpoints/epoch-{best['epoch']:04d}"),
+    }
+    finished = manifest.model_copy(update=update)
+    write_run(out, finished)
+    return finished
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
