@@ -1,0 +1,194 @@
+"""Score a model on one part of a DATASET, once, and write the REPORT: ``metrics.json``, ``predictions.parquet``, ``report.html``.
+
+This is the only place that reads a test part.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cxr_ray import storage
+from cxr_ray.data.columns import pixels, targets_of
+from cxr_ray.data.shards import Dataset
+from cxr_ray.errors import DatasetError
+from cxr_ray.evaluation.metrics import compute_metrics
+from cxr_ray.evaluation.report import choose_samples, describe, render_report
+from cxr_ray.labels import LabelSet
+from cxr_ray.models.inference import predict_probabilities
+
+if TYPE_CHECKING:
+    from cxr_ray.bundle import Bundle
+    from cxr_ray.models.classifier import Classifier
+
+logger = logging.getLogger(__name__)
+
+METRICS, PREDICTIONS, REPORT = "metrics.json", "predictions.parquet", "report.html"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under test and what is known of it.
+
+    Args:
+        name: For the heading.
+        model: In evaluation mode.
+        labels: Its outputs.
+        preprocess_fingerprint: What its images must have been through.
+        dataset_fingerprint: The data it was trained on.
+        thresholds: Multilabel operating points; None: 0.5, or multiclass.
+        trained_on: Partitions it learned or was chosen on; evaluating them is warned of.
+        history: A record an epoch; empty where not at hand.
+        best_epoch: The epoch kept.
+        provenance: Further rows of the report's last table.
+    """
+
+    name: str
+    model: Classifier
+    labels: LabelSet
+    preprocess_fingerprint: str
+    dataset_fingerprint: str
+    thresholds: tuple[float, ...] | None = None
+    trained_on: tuple[str, ...] = ()
+    history: Sequence[Mapping[str, Any]] = ()
+    best_epoch: int | None = None
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+
+def subject_of_bundle(bundle: Bundle, device: str = "cpu") -> Subject:
+    """The bundle's model, ready to be evaluated."""
+    origin = bundle.manifest.provenance
+    return Subject(
+        name=bundle.manifest.name,
+        model=bundle.load_model(device),
+        labels=bundle.labels,
+        preprocess_fingerprint=bundle.manifest.preprocess.fingerprint,
+        dataset_fingerprint=origin.dataset_fingerprint,
+        thresholds=bundle.manifest.thresholds,
+        trained_on=("train", "val"),
+        best_epoch=origin.epoch,
+        provenance={"Model": f"{bundle.manifest.name} {bundle.version}", "Recipe": origin.recipe, "Training seed": str(origin.seed)},
+    )
+
+
+def evaluate(subject: Subject, dataset: Dataset, out: str, *, split: str = "test", seed: int = 0, resamples: int = 1000) -> dict[str, Any]:
+    """Score ``subject`` on ``split`` of ``dataset`` and write the REPORT directory ``out``.
+
+    Returns:
+        What ``metrics.json`` holds.
+
+    Raises:
+        DatasetError: The part does not exist or is empty, or the data were preprocessed or labelled in another way.
+    """
+    _check_fit(subject, dataset, split)
+    warnings = _warnings(subject, dataset, split)
+    for warning in warnings:
+        logger.warning(warning)
+    table, probabilities = _score(subject, dataset, split)
+    targets = targets_of(table, dataset.labels)
+    metrics = compute_metrics(
+        probabilities,
+        targets,
+        table.column("patient_id").to_pylist(),
+        dataset.labels,
+        split=split,
+        thresholds=subject.thresholds,
+        seed=seed,
+        resamples=resamples,
+    )
+    metrics["dataset"] = {"name": dataset.manifest.name, "fingerprint": dataset.manifest.fingerprint}
+    metrics["warnings"] = warnings
+    chosen = choose_samples(probabilities, targets, dataset.labels, seed=seed)
+    shown = _pixels_of(dataset, split, {row for rows in chosen.values() for row in rows})
+    samples = {kind: [describe(row, shown[row], probabilities, targets, dataset.labels) for row in rows] for kind, rows in chosen.items()}
+    page = render_report(
+        title=f"{subject.name} on {dataset.manifest.name}",
+        metrics=metrics,
+        probabilities=probabilities,
+        targets=targets,
+        labels=dataset.labels,
+        samples=samples,
+        history=subject.history,
+        best_epoch=subject.best_epoch,
+        provenance={
+            **subject.provenance,
+            "Data": f"{dataset.manifest.name}, fingerprint {dataset.manifest.fingerprint}",
+            "Split policy": dataset.manifest.policy,
+            "Preprocessing": dataset.manifest.preprocess_fingerprint,
+        },
+        warnings=warnings,
+    )
+    write_predictions(storage.join(out, PREDICTIONS), table, probabilities, targets, dataset.labels)
+    storage.write_bytes(storage.join(out, REPORT), page.encode())
+    storage.write_json(storage.join(out, METRICS), metrics)
+    return metrics
+
+
+def _score(subject: Subject, dataset: Dataset, split: str) -> tuple[pa.Table, NDArray[np.float32]]:
+    """The part's rows without pixels, and (N, K) probabilities; one shard's pixels in memory at a time."""
+    device = str(next(subject.model.parameters()).device)
+    tables, scores = [], []
+    for table in dataset.tables(split):
+        images = pixels(table, dataset.preprocess.height, dataset.preprocess.width)
+        scores.append(predict_probabilities(subject.model, images, dataset.labels.task, device=device))
+        tables.append(table.drop_columns(["image"]))
+    return pa.concat_tables(tables), np.concatenate(scores)
+
+
+def _pixels_of(dataset: Dataset, split: str, rows: set[int]) -> dict[int, NDArray[np.uint8]]:
+    """Copies of the pixels of a few rows of a part."""
+    found: dict[int, NDArray[np.uint8]] = {}
+    start = 0
+    for table in dataset.tables(split, ["image"]):
+        images = pixels(table, dataset.preprocess.height, dataset.preprocess.width)
+        found |= {row: images[row - start].copy() for row in rows if start <= row < start + len(images)}
+        start += len(images)
+    return found
+
+
+def write_predictions(location: str, table: pa.Table, probabilities: NDArray[Any], targets: NDArray[Any], labels: LabelSet) -> None:
+    """A row an image: ``image_id``, ``patient_id``, truth and a ``p_<label>`` column a label; no pixels."""
+    columns: dict[str, Any] = {name: table.column(name) for name in ("image_id", "patient_id")}
+    if labels.task == "multiclass":
+        columns["label"] = [labels.names[int(index)] for index in targets]
+    else:
+        columns |= {f"y_{name}": targets[:, index].astype(np.float32) for index, name in enumerate(labels.names)}
+    columns |= {f"p_{name}": probabilities[:, index].astype(np.float32) for index, name in enumerate(labels.names)}
+    stream = io.BytesIO()
+    pq.write_table(pa.table(columns), stream)
+    storage.write_bytes(location, stream.getvalue())
+
+
+def _check_fit(subject: Subject, dataset: Dataset, split: str) -> None:
+    if split not in dataset.partitions:
+        raise DatasetError(f"{dataset.location} has no part {split!r}; it has {', '.join(dataset.partitions)}", hint="--split NAME")
+    if dataset.labels != subject.labels:
+        raise DatasetError(
+            f"the model answers {', '.join(subject.labels.names)} ({subject.labels.task}); "
+            f"the data are labelled {', '.join(dataset.labels.names)} ({dataset.labels.task})"
+        )
+    if dataset.preprocess.fingerprint != subject.preprocess_fingerprint:
+        raise DatasetError(
+            f"the data went through preprocessing {dataset.preprocess.fingerprint[:12]}, "
+            f"the model expects {subject.preprocess_fingerprint[:12]}",
+            hint="ingest the images again with the size, equalisation and blur of the model's training data",
+        )
+
+
+def _warnings(subject: Subject, dataset: Dataset, split: str) -> list[str]:
+    found = []
+    if dataset.manifest.fingerprint != subject.dataset_fingerprint:
+        found.append("The data are not those of the training run: this is an external test, and copies across the two were not looked for.")
+    elif split in subject.trained_on:
+        found.append(f"The model learned from, or was chosen on, part {split!r}: these figures say nothing about new patients.")
+    if dataset.manifest.policy == "image":
+        found.append("The split is image by image: one patient can stand in several parts, and the figures are too good.")
+    return found

@@ -1,0 +1,127 @@
+"""``report.html``: one file that opens without a network and says how good the model is, and how sure we are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from cxr_ray.evaluation.figures import label_curves, learning_curves, to_png_uri
+from cxr_ray.labels import LabelSet
+
+SAMPLES_A_KIND = 6
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of the gallery.
+
+    Args:
+        pixels: (H, W) uint8, as the model saw it.
+        truth: The label, or the labels joined by ``|``.
+        called: What the model says.
+        probability: Of what it says (multiclass), or of the most probable label.
+        right: Whether it is so.
+    """
+
+    pixels: NDArray[np.uint8]
+    truth: str
+    called: str
+    probability: float
+    right: bool
+
+
+def choose_samples(probabilities: NDArray[Any], targets: NDArray[Any], labels: LabelSet, *, seed: int = 0) -> dict[str, list[int]]:
+    """Rows worth seeing: a random draw (no choice of ours), and the errors the model was surest of.
+
+    Returns:
+        ``{"random": rows, "errors": rows}``, at most :data:`SAMPLES_A_KIND` each.
+    """
+    right = _right(probabilities, targets, labels)
+    drawn = np.random.default_rng(seed).permutation(len(right))[:SAMPLES_A_KIND]
+    surest = np.argsort(-probabilities.max(1), kind="stable")
+    return {"random": drawn.tolist(), "errors": [int(row) for row in surest if not right[row]][:SAMPLES_A_KIND]}
+
+
+def describe(row: int, pixels: NDArray[np.uint8], probabilities: NDArray[Any], targets: NDArray[Any], labels: LabelSet) -> Sample:
+    """The gallery's entry for one row of the arrays."""
+    scores = probabilities[row]
+    if labels.task == "multiclass":
+        truth, called = labels.names[int(targets[row])], labels.names[int(scores.argmax())]
+    else:
+        truth = "|".join(name for name, value in zip(labels.names, targets[row], strict=True) if value == 1) or "no finding"
+        called = "|".join(name for name, value in zip(labels.names, scores, strict=True) if value >= 0.5) or "no finding"
+    return Sample(pixels, truth, called, float(scores.max()), bool(_right(probabilities, targets, labels)[row]))
+
+
+def _right(probabilities: NDArray[Any], targets: NDArray[Any], labels: LabelSet) -> NDArray[np.bool_]:
+    if labels.task == "multiclass":
+        return np.asarray(probabilities.argmax(1) == targets)
+    return np.asarray(((probabilities >= 0.5) == (targets == 1))[:, :].all(1))
+
+
+def render_report(
+    *,
+    title: str,
+    metrics: Mapping[str, Any],
+    probabilities: NDArray[Any],
+    targets: NDArray[Any],
+    labels: LabelSet,
+    samples: Mapping[str, Sequence[Sample]],
+    history: Sequence[Mapping[str, Any]],
+    best_epoch: int | None,
+    provenance: Mapping[str, str],
+    warnings: Sequence[str] = (),
+) -> str:
+    """The whole page.
+
+    Args:
+        title: Heading.
+        metrics: ``metrics.json``.
+        probabilities: (N, K) of the evaluated part.
+        targets: (N,) or (N, K).
+        labels: The K names and the task.
+        samples: Gallery by kind, from :func:`describe`.
+        history: A record an epoch (``history.jsonl``); empty where the run is not at hand.
+        best_epoch: The epoch kept, for the mark in the learning curves.
+        provenance: Name and value of what identifies data, run and versions.
+        warnings: Sentences that a reader must see before the numbers.
+
+    Returns:
+        HTML without any external reference.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = _figure
+    environment.filters["png"] = to_png_uri
+    curves = {name: Markup(svg) for name, svg in label_curves(probabilities, targets, labels).items()}
+    return environment.get_template("report.html").render(
+        title=title,
+        metrics=metrics,
+        multiclass=labels.task == "multiclass",
+        curves=curves,
+        learning=Markup(learning_curves(history, best_epoch)) if history else None,
+        best_epoch=best_epoch,
+        samples=samples,
+        provenance=provenance,
+        warnings=warnings,
+    )
+
+
+def _figure(figure: Mapping[str, Any]) -> str:
+    """``0.912 [0.870, 0.948]``, or ``undefined``."""
+    if figure["value"] is None:
+        return "undefined"
+    interval = figure["ci95"]
+    return f"{figure['value']:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
