@@ -1,0 +1,78 @@
+"""``predict`` and ``serve``: BUNDLE and images in, answers out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cxr_ray.cli import console
+from cxr_ray.cli.console import Debug, Json
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's commands."""
+    app.command()(predict)
+    app.command()(serve)
+
+
+def predict(
+    bundle: Annotated[str, typer.Argument(help="BUNDLE.")],
+    source: Annotated[str, typer.Argument(help="Folder of images, searched to any depth; or one image.")],
+    out: Annotated[str, typer.Option(help="File to write: .parquet or .csv.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 64,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; default: one on this machine.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Score a folder with Ray Data; a file that cannot be read gets a row with its reason.
+
+    Example: cxr-ray predict bundle xrays --out predictions.csv
+    """
+    from cxr_ray.cluster import connected
+    from cxr_ray.serving.offline import predict_folder
+
+    with connected(address), console.progress("predict") as meter:
+        summary = predict_folder(bundle, source, out, batch_size=batch_size, report=meter.update)
+    console.say(f"wrote {out}: {summary.scored} images scored, {summary.refused} refused, {summary.seconds:.1f} s")
+    console.result(
+        {"out": out, "scored": summary.scored, "refused": summary.refused, "seconds": round(summary.seconds, 2), "model": summary.model}
+    )
+
+
+def serve(
+    bundle: Annotated[str, typer.Argument(help="BUNDLE.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; anything but loopback is a decision to expose the service.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    replicas: Annotated[int, typer.Option(min=1, help="Copies of the model.")] = 1,
+    key_file: Annotated[
+        str | None, typer.Option(help="File holding the API key; default: CXR_RAY_API_KEY, or a new key, printed once.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; default: one on this machine.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Serve a bundle with Ray Serve until Ctrl-C: POST /v1/predict, /healthz, /docs.
+
+    Example: cxr-ray serve bundle --port 8000
+    """
+    from cxr_ray.cluster import connected
+    from cxr_ray.serving.app import serve_until_stopped
+    from cxr_ray.serving.edge import obtain_key
+
+    key = obtain_key(key_file)
+    with connected(address):
+        serve_until_stopped(bundle, host=host, port=port, replicas=replicas, key=key, ready=lambda url: _announce(url, key.shown))
+
+
+def _announce(url: str, new_key: str | None) -> None:
+    console.say(f"serving at [bold]{url}[/]  (docs: {url}/docs, health: {url}/healthz); Ctrl-C ends it")
+    if new_key:
+        console.say("API key, shown this once:")
+        console.say(f"  {new_key}")
+    key = new_key or "$CXR_RAY_API_KEY"
+    console.result(
+        {"url": url, "key_shown": bool(new_key)}, next_step=f'curl -H "Authorization: Bearer {key}" -F image=@xray.png {url}/v1/predict'
+    )

@@ -1,0 +1,187 @@
+"""The README is run: every `sh` block, in order, in an empty folder, as a user would; then what came out is checked."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KEY = "a-key-for-the-readme-test"
+
+
+def shell_blocks() -> list[str]:
+    return re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """The lines of all blocks without comments, without `make`."""
+    lines = [line.partition("  #")[0].strip() for block in shell_blocks() for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("make")]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "CXR_RAY_API_KEY": KEY, "PYTHONPATH": str(ROOT)}
+
+
+def wait_for(service: subprocess.Popen[str], url: str, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert service.poll() is None, service.communicate()
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(f"no answer at {url} within {seconds} s")
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Run every command; the service stays up until the tests are done."""
+    folder = tmp_path_factory.mktemp("readme")
+    service: subprocess.Popen[str] | None = None
+    said: dict[str, str] = {}
+    try:
+        for command in commands():
+            if command.startswith("cxr-ray serve"):
+                service = subprocess.Popen(
+                    ["bash", "-c", f"exec {command}"],
+                    cwd=folder,
+                    env=environment,
+                    text=True,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                )
+                wait_for(service, "http://127.0.0.1:8000/healthz")
+                continue
+            done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+            assert done.returncode == 0, f"$ {command}\n{done.stdout}\n{done.stderr}"
+            assert "Traceback" not in done.stderr
+            said[" ".join(command.split()[:2])] = done.stdout + done.stderr
+        yield {"folder": folder / "work", "said": said}
+    finally:
+        if service is not None:
+            service.send_signal(2)
+            assert service.wait(timeout=60) == 0, "the service did not end cleanly on Ctrl-C"
+
+
+def test_the_readme_has_its_commands() -> None:
+    named = {line.split()[1] for line in commands() if line.startswith("cxr-ray")}
+    assert {"phantoms", "ingest", "train", "evaluate", "export", "serve", "predict", "doctor", "recipes", "validate"} <= named
+    assert {"make demo", "make test"} <= {line.partition("  #")[0].strip() for block in shell_blocks() for line in block.splitlines()}
+
+
+def test_the_make_targets_exist() -> None:
+    for target in ("demo", "test", "check"):
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_tree_is_the_tree() -> None:
+    tree = re.search(r"## What is where\n\n```text\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert tree is not None
+    for row in tree[1].splitlines():
+        names = re.match(r"( *)((?:[\w.]+/? )+)", row)
+        if names is None:
+            continue
+        base = ROOT / "cxr_ray" if names[1] else ROOT
+        for name in names[2].split():
+            if name.endswith("/") or name.endswith(".py"):
+                assert (base / name).exists(), row
+
+
+def test_metrics_follow_the_contract(line: dict[str, Any]) -> None:
+    metrics = json.loads((line["folder"] / "report" / "metrics.json").read_text())
+    assert {"split", "n", "patients", "labels", "confusion_matrix", "accuracy", "macro_f1", "macro_auroc", "ece", "per_label"} <= set(
+        metrics
+    )
+    assert metrics["split"] == "test"
+    assert set(metrics["accuracy"]) == {"value", "ci95"}
+    for label in metrics["labels"]:
+        wanted = {"sensitivity", "specificity", "precision", "f1", "auroc", "average_precision", "accuracy", "n"}
+        assert wanted <= set(metrics["per_label"][label])
+    assert sum(map(sum, metrics["confusion_matrix"])) == metrics["n"]
+    low, high = metrics["accuracy"]["ci95"]
+    assert low <= metrics["accuracy"]["value"] <= high
+    assert metrics["macro_f1"]["value"] > 0.45, "three classes: worse than this is chance, the line learned nothing"
+
+
+def answers(path: Path) -> dict[str, dict[str, float]]:
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert any(row["error"] for row in rows), "the planted corrupt files are missing"
+    return {row["file"]: {key[2:]: float(row[key]) for key in row if key.startswith("p_")} for row in rows if not row["error"]}
+
+
+def test_training_and_serving_give_the_same_probabilities(line: dict[str, Any]) -> None:
+    """Evaluation reads the DATASET's pixels; predict and serve decode the files themselves."""
+    import hashlib
+
+    folder = line["folder"]
+    offline = answers(folder / "predictions.csv")
+    by_digest = {hashlib.sha256((folder / "xrays" / file).read_bytes()).hexdigest(): (file, value) for file, value in offline.items()}
+    evaluated = pq.read_table(folder / "report" / "predictions.parquet").to_pylist()
+    assert len(evaluated) > 20
+    for row in evaluated:
+        file, value = by_digest[row["image_id"]]
+        for label, probability in value.items():
+            assert probability == pytest.approx(row[f"p_{label}"], abs=1e-5), file
+    for row in evaluated[:8]:
+        file, value = by_digest[row["image_id"]]
+        request = urllib.request.Request(
+            "http://127.0.0.1:8000/v1/predict",
+            data=(folder / "xrays" / file).read_bytes(),
+            headers={"Authorization": f"Bearer {KEY}", "Content-Type": "application/octet-stream"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            answer = json.load(response)
+        assert answer["probabilities"] == pytest.approx(value, abs=1e-5), file
+        assert answer["image_sha256"] == row["image_id"]
+
+
+def test_the_dataset_keeps_patients_apart_and_counts_the_corrupt(line: dict[str, Any]) -> None:
+    folder = line["folder"]
+    manifest = json.loads((folder / "dataset" / "dataset.json").read_text())
+    index = pq.read_table(folder / "dataset" / "index.parquet")
+    for column in ("patient_id", "group_id"):
+        pairs = set(zip(index[column].to_pylist(), index["partition"].to_pylist(), strict=True))
+        assert len(pairs) == len({value for value, _ in pairs}), f"a {column} stands in two parts"
+    assert len(index) == sum(part["images"] for part in manifest["partitions"].values())
+    assert manifest["copies"]["across_parts"] == 0
+    assert manifest["copies"]["exact"] + manifest["copies"]["near"] > 0
+    with open(folder / "dataset" / "quarantine.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == manifest["quarantined"] > 0
+
+
+def test_the_run_and_the_bundle_are_complete(line: dict[str, Any]) -> None:
+    folder = line["folder"]
+    run = json.loads((folder / "run" / "run.json").read_text())
+    history = [json.loads(row) for row in (folder / "run" / "history.jsonl").read_text().splitlines()]
+    assert run["status"] == "finished"
+    assert [record["epoch"] for record in history] == list(range(run["epochs"]))
+    assert list((folder / "run" / "tensorboard").glob("events*"))
+    assert sorted(path.name for path in (folder / "bundle").iterdir()) == ["README.md", "bundle.json", "model.safetensors"]
+    assert "0.6" in (folder / "bundle" / "README.md").read_text() or "macro_f1" in (folder / "bundle" / "README.md").read_text()
+
+
+def test_each_command_says_what_to_type_next(line: dict[str, Any]) -> None:
+    for command in ("ingest", "train", "evaluate", "export"):
+        assert "next: cxr-ray" in line["said"][f"cxr-ray {command}"]
