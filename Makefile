@@ -21,11 +21,11 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 demo: $(VENV)/.installed  ## the whole line on embedded data
 	$(BIN)/cxr-ray demo
 
-test: $(VENV)/.installed-dev  ## every test: unit, integration, golden, e2e
-	$(BIN)/python -m pytest
+test: unit $(VENV)/.installed-dev  ## every test: unit, then golden, integration and e2e (one local Ray at a time)
+	$(BIN)/python -m pytest tests/golden tests/integration tests/e2e
 
-unit: $(VENV)/.installed-dev  ## the tests that take seconds
-	$(BIN)/python -m pytest tests/unit
+unit: $(VENV)/.installed-dev  ## the tests that take seconds; one process a core, one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto tests/unit
 
 check: $(VENV)/.installed-dev  ## style, types, imports one way, every configuration valid
 	$(BIN)/ruff check .

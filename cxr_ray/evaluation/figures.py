@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.calibration import calibration_curve
@@ -85,7 +86,8 @@ def learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int | None
     for axes, title in ((left, "Loss"), (right, "Validation")):
         if best_epoch is not None:
             axes.axvline(best_epoch + 1, color="#999999", linewidth=0.8, linestyle=":")
-        axes.set_xlabel("Epoch")
+        axes.set_xlabel("Epoch", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(title, fontsize=9)
         _plain(axes)
         if axes.lines:
@@ -94,7 +96,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int | None
 
 
 def _canvas(across: str, up: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(3.7, 3.3), layout="constrained")
+    figure = Figure(figsize=(3.15, 3.0), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(across, fontsize=8)
     axes.set_ylabel(up, fontsize=8)

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
 from inspect import signature
+from typing import Any
 
 import numpy as np
 import torch

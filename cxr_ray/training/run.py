@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = "cxr-ray/run/1"
 RUN, CONFIG, CHECKPOINTS, RAY = "run.json", "config.yaml", "checkpoints", "ray"
+_SECRET = re.compile(r"://[^/@]*@")  # a URI may carry an access key
 _VERSIONS_OF = ("torch", "torchvision", "ray", "numpy", "pyarrow", "albumentations", "safetensors")
 
 
@@ -229,15 +231,18 @@ def claim(location: str, wanted: RunManifest, *, overwrite: bool) -> RunManifest
         What to go on with: ``wanted``, or the manifest that stands there with one launch more; ``finished`` if nothing is left to do.
 
     Raises:
-        RunError: A RUN of another recipe or other data stands there.
+        RunError: A RUN of another recipe or other data stands there, and it has trained.
     """
-    if overwrite:
+    if overwrite:  # the manifest first: without it, what is left does not read as a RUN
         for name in (RUN, CONFIG, HISTORY, CHECKPOINTS, TENSORBOARD, RAY):
             storage.remove(storage.join(location, name))
     if not storage.exists(storage.join(location, RUN)):
         write_run(location, wanted)
         return wanted
     there = open_run(location).manifest
+    if not list_epochs(storage.join(location, CHECKPOINTS)) and there.fingerprint != wanted.fingerprint:
+        write_run(location, wanted)  # an attempt that failed before its first epoch: nothing is lost
+        return wanted
     if there.fingerprint != wanted.fingerprint:
         was, now = identity(there.recipe, there.dataset), identity(wanted.recipe, wanted.dataset)
         lines = "".join(f"\n  - {line}" for line in differences(was, now))
@@ -257,7 +262,7 @@ def describe_data(dataset: Dataset, fold: int | None) -> DataRecord:
     train, validation = dataset.training_partitions(fold)
     mean, std = dataset.normalization_of(train)  # with a fold held out, of the others alone
     return DataRecord(
-        location=dataset.location,
+        location=_SECRET.sub("://", dataset.location),
         name=dataset.manifest.name,
         fingerprint=dataset.manifest.fingerprint,
         task=dataset.labels.task,

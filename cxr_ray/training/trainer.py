@@ -115,20 +115,7 @@ def train(
     record = describe_data(data, fold)
     out = storage.absolute(out)
     _check(recipe, record, workers)
-    wanted = RunManifest(
-        schema="cxr-ray/run/1",
-        status="running",
-        fingerprint=run_fingerprint(recipe, record),
-        recipe=recipe,
-        dataset=record,
-        seed=recipe.training.seed,
-        workers=workers,
-        use_gpu=use_gpu,
-        versions=versions(),
-        hardware=hardware(),
-        started=_now(),
-        launches=1,
-    )
+    wanted = _new_manifest(recipe, record, workers, use_gpu)
     refuse_foreign(out)
     with lease.hold(out) as launch:
         manifest = claim(out, wanted, overwrite=overwrite)
@@ -197,6 +184,23 @@ def _check(recipe: Recipe, record: DataRecord, workers: int) -> None:
     build_augmentation(recipe.augment)
     with torch.device("meta"):
         build_model(recipe, record, load_weights=False)
+
+
+def _new_manifest(recipe: Recipe, record: DataRecord, workers: int, use_gpu: bool) -> RunManifest:
+    return RunManifest(
+        schema="cxr-ray/run/1",
+        status="running",
+        fingerprint=run_fingerprint(recipe, record),
+        recipe=recipe,
+        dataset=record,
+        seed=recipe.training.seed,
+        workers=workers,
+        use_gpu=use_gpu,
+        versions=versions(),
+        hardware=hardware(),
+        started=_now(),
+        launches=1,
+    )
 
 
 def _cpus_a_worker(workers: int, use_gpu: bool) -> float:
@@ -303,7 +307,7 @@ def _explained(error: Exception, out: str) -> CxrRayError:
 
     if isinstance(error, ControllerError):
         return ClusterError(
-            f"Ray could not run the workers: {_first_line(error.controller_failure)}",
+            f"Ray could not run the workers: {_brief(error.controller_failure)}",
             hint="`ray status` shows what the cluster has free; the same command goes on where it stopped",
         )
     failures = dict(getattr(error, "worker_failures", {}))
@@ -311,9 +315,9 @@ def _explained(error: Exception, out: str) -> CxrRayError:
     for cause in causes:
         if isinstance(cause, CxrRayError):
             return cause
-    lines = "".join(f"\n  - worker {rank}: {_first_line(failure)}" for rank, failure in sorted(failures.items()))
+    lines = "".join(f"\n  - worker {rank}: {_brief(failure)}" for rank, failure in sorted(failures.items()))
     return RunError(
-        f"training failed after {MAX_FAILURES} restarts:{lines or ' ' + _first_line(error)}",
+        f"training failed after {MAX_FAILURES} restarts:{lines or ' ' + _brief(error)}",
         hint=f"the same command goes on after the last finished epoch of {out}; --debug shows the traceback",
     )
 
@@ -324,7 +328,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error.__cause__
 
 
-def _first_line(error: BaseException) -> str:
+def _brief(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[-1] if text else ''}"
 

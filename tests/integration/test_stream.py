@@ -38,9 +38,7 @@ FINDINGS = LabelSet(("effusion", "mass"), "multilabel")
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks and tasks of a few rows each, as large data would have."""
-    monkeypatch.setattr(stream, "BLOCK_BYTES", 20 * HEIGHT * WIDTH)
-    monkeypatch.setattr(stream, "TASK_BYTES", 45 * HEIGHT * WIDTH)
-    monkeypatch.setattr(stream, "AHEAD_BYTES", 100 * HEIGHT * WIDTH)
+    monkeypatch.setattr(stream, "AHEAD_BYTES", 90 * HEIGHT * WIDTH)
 
 
 def write(folder: Path, labels: LabelSet) -> tuple[Dataset, NDArray[np.uint8], NDArray[Any]]:
@@ -55,7 +53,8 @@ def write(folder: Path, labels: LabelSet) -> tuple[Dataset, NDArray[np.uint8], N
         part, end = slice(end, end + rows), end + rows
         pixels = pa.FixedSizeBinaryArray.from_buffers(pa.binary(HEIGHT * WIDTH), rows, [None, pa.py_buffer(images[part].tobytes())])
         extra = pa.array([f"text that no feed reads {row}" for row in range(rows)])
-        table = pa.table({"image": pixels, target_field(labels).name: targets_column(targets[part], labels), "source": extra})
+        fields = [pa.field("image", pixels.type, nullable=False), target_field(labels), pa.field("source", pa.string())]
+        table = pa.table([pixels, targets_column(targets[part], labels), extra], pa.schema(fields))
         path = f"{'val' if number == len(SHARDS) - 1 else 'train'}/part-{number:05d}.parquet"
         shards.append(write_shard(str(folder), path, table, row_group_rows=16))
     grey = Normalization(mean=0.5, std=0.25)

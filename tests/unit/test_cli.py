@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,13 @@ from cxr_ray import cli
 
 
 def test_help_answers_in_a_second() -> None:
+    """Of processor time: what a machine at rest takes, whatever else this one is doing."""
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         answer = subprocess.run([sys.executable, "-m", "cxr_ray", "--help"], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 1.0
     for command in ("demo", "phantoms", "ingest", "train", "evaluate", "export", "predict", "serve", "validate", "doctor", "recipes"):
         assert command in answer.stdout

@@ -143,7 +143,7 @@ def draw_chest(chest: Chest, frame: Frame, *, supine: bool) -> Layers:
     front = sum(frame.dome(mask, 5.2) for mask in lungs)
     behind = sum(frame.blur(frame.dome(mask, 3.0), 0.8) for mask in recesses)
     depth = chest.depth * (0.52 + 0.26 * smoothstep(y, chest.apex, chest.apex + 14))
-    lung = np.asarray(depth * (0.88 * front + 0.12 * behind), np.float32)
+    lung = np.asarray(depth * (0.92 * front + 0.08 * behind), np.float32)
     return Layers(
         chest=chest,
         frame=frame,

@@ -109,7 +109,7 @@ def patch(layers: Layers, rng: np.random.Generator, changes: Changes) -> None:
     side, x, y, cx, cy = _place(layers, rng)
     radius = rng.uniform(2.2, 3.6)
     distance = np.hypot(x - cx, (y - cy) * rng.uniform(0.8, 1.2)) / radius + 0.15 * layers.frame.texture(rng, 1.2)
-    changes.fill("consolidation", np.asarray(rng.uniform(0.6, 0.85) * smoothstep(distance, 1.15, 0.8) * _lung(layers, side), np.float32))
+    changes.fill("consolidation", np.asarray(rng.uniform(0.6, 0.85) * smoothstep(distance, 1.3, 0.65) * _lung(layers, side), np.float32))
 
 
 def _place(layers: Layers, rng: np.random.Generator, *, low: float = 0.25, high: float = 0.9) -> tuple[int, Array, Array, float, float]:
@@ -126,7 +126,7 @@ def infiltration(layers: Layers, rng: np.random.Generator, changes: Changes) -> 
     """Ill-defined patchy and streaky haze around the hila and at the bases, of one lung or both."""
     sides = (-1, 1) if rng.random() < 0.5 else (int(rng.choice((-1, 1))),)
     x, y = layers.frame.grid
-    grain = np.clip(0.55 + 0.55 * layers.frame.texture(rng, 0.55) + 0.35 * layers.frame.texture(rng, 1.4), 0, 1.6)
+    grain = np.clip(0.8 + 0.25 * layers.frame.texture(rng, 0.9) + 0.30 * layers.frame.texture(rng, 1.8), 0.1, 1.6)
     for side in sides:
         cx, cy = side * rng.uniform(5.5, 7.5), rng.uniform(0.5, 5)
         near = smoothstep(np.hypot((x - cx) / rng.uniform(3.5, 5), (y - cy) / rng.uniform(4, 6)), 1.25, 0.4)
@@ -136,12 +136,12 @@ def infiltration(layers: Layers, rng: np.random.Generator, changes: Changes) -> 
 
 
 def nodule(layers: Layers, rng: np.random.Generator, changes: Changes) -> None:
-    """One to three round, well-defined spots of 1.2 to 2.8 cm."""
-    for _ in range(int(rng.choice((1, 1, 2, 3)))):
+    """One to three round, well-defined spots of 1.6 to 3 cm."""
+    for _ in range(int(rng.integers(1, 4))):
         side, x, y, cx, cy = _place(layers, rng, low=0.2)
-        radius = rng.uniform(0.6, 1.4)
+        radius = rng.uniform(0.8, 1.5)
         ball = np.sqrt(np.clip(1 - ((x - cx) ** 2 + (y - cy) ** 2) / radius**2, 0, 1)) * _lung(layers, side)
-        changes.added = np.asarray(changes.added + ball * (1.0 + 1.1 * radius), np.float32)
+        changes.added = np.asarray(changes.added + ball * (1.5 + 1.5 * radius), np.float32)
         changes.regions.append(("nodule", ball > 0.05))
 
 
@@ -174,16 +174,16 @@ def pneumothorax(layers: Layers, rng: np.random.Generator, changes: Changes) -> 
 
 
 def atelectasis(layers: Layers, rng: np.random.Generator, changes: Changes) -> None:
-    """Two to four plates of collapsed lung: dense bands of 0.5 to 1 cm, nearly level, above a diaphragm."""
+    """Two to four plates of collapsed lung: dense bands of about 1 cm, nearly level, above a diaphragm."""
     side, x, y, cx, cy = _place(layers, rng, low=0.72, high=0.86)
     total, slope = np.zeros_like(x), rng.normal(0, 0.25)
     for plate in range(int(rng.integers(2, 5))):
-        cy_plate, cx_plate = cy + 1.5 * plate - 1.0, cx + rng.normal(0, 1.0)
+        cy_plate, cx_plate = cy + 1.8 * plate - 2.0, cx + rng.normal(0, 1.0)
         across = y - cy_plate - slope * (x - cx_plate) * side - 0.03 * (x - cx_plate) ** 2
-        length = rng.uniform(2.2, 4.0)
-        band = np.exp(-((across / rng.uniform(0.25, 0.42)) ** 2)) * smoothstep(np.abs(x - cx_plate), length, 0.6 * length)
+        length = rng.uniform(3.0, 4.6)
+        band = np.exp(-((across / rng.uniform(0.34, 0.52)) ** 2)) * smoothstep(np.abs(x - cx_plate), length, 0.6 * length)
         total = np.maximum(total, band)
-    changes.fill("atelectasis", np.asarray(rng.uniform(0.4, 0.6) * total * _lung(layers, side), np.float32), seen=0.35)
+    changes.fill("atelectasis", np.asarray(rng.uniform(0.55, 0.75) * total * _lung(layers, side), np.float32), seen=0.35)
 
 
 def cardiomegaly(layers: Layers, rng: np.random.Generator, changes: Changes) -> None:

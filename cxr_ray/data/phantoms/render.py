@@ -100,7 +100,7 @@ def _water(
         if finding == "covid":
             covid(scene, lasting, changes, float(visit.uniform(0.48, 0.75)))
         elif finding == "pneumonia":
-            lobar(scene, lasting, changes, float(visit.uniform(0.5, 0.85)))
+            lobar(scene, lasting, changes, float(visit.uniform(0.6, 0.9)))
         else:
             DRAW[finding](scene, lasting, changes)
     enlarged = heart(scene.chest, scene.frame, enlarged=changes.heart)

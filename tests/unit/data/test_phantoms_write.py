@@ -19,7 +19,8 @@ from cxr_ray.data.grouping import near_copies, thumbnail
 from cxr_ray.data.phantoms import MULTILABEL, PhantomSummary, render_phantom, shots, write_phantoms
 from cxr_ray.data.phantoms.encode import age_string
 from cxr_ray.data.sources import read_source
-from cxr_ray.errors import ConfigError, StorageError
+from cxr_ray.errors import ConfigError, ImageError, StorageError
+from cxr_ray.imaging.decode import decode
 
 COUNT, SIZE = 70, 128  # more than one batch of the thread pool
 
@@ -141,6 +142,8 @@ def test_corrupt_files_cannot_be_read(covid: Written) -> None:
     for path in faults.values():
         with pytest.raises((OSError, SyntaxError)), Image.open(path) as image:
             image.load()
+        with pytest.raises(ImageError):
+            decode(path.read_bytes())
 
 
 def test_dicom_files_say_who_and_how(covid: Written) -> None:
@@ -161,7 +164,11 @@ def test_dicom_shows_the_picture_that_was_drawn(covid: Written) -> None:
     drawn = {f"images/{shot.name}.dcm": shot for shot in shots("covid", COUNT, 0, SIZE) if shot.format == "dicom"}
     assert len(drawn) == 6
     for path, shot in drawn.items():
-        assert np.array_equal(grey(covid.folder / path), render_phantom(shot).image)
+        picture = render_phantom(shot).image
+        assert np.array_equal(grey(covid.folder / path), picture)
+        decoded = decode((covid.folder / path).read_bytes())
+        assert np.array_equal(decoded.pixels, picture)
+        assert decoded.tags["PatientID"] == shot.patient_id
 
 
 def test_multilabel_columns_hold_one_zero_and_blank(multilabel: Written) -> None:

@@ -71,6 +71,7 @@ def test_the_same_run_goes_on_and_another_is_refused(tmp_path: Path, data_record
     claim(out, first, overwrite=False)
     again = claim(out, first.model_copy(update={"started": "later", "workers": 2}), overwrite=False)
     assert (again.launches, again.started, again.workers) == (2, first.started, 2)
+    save(f"{out}/checkpoints", records([0.5]), 0)
     with pytest.raises(RunError, match=r"recipe.training.epochs: 3 -> 4(?s:.)*--overwrite"):
         claim(out, manifest(data_record, epochs=4), overwrite=False)
     other_data = data_record.model_copy(update={"fingerprint": "f" * 64})
@@ -78,6 +79,12 @@ def test_the_same_run_goes_on_and_another_is_refused(tmp_path: Path, data_record
         claim(out, manifest(other_data, epochs=3), overwrite=False)
     moved = data_record.model_copy(update={"location": "elsewhere"})
     assert claim(out, manifest(moved, epochs=3), overwrite=False).launches == 3
+
+
+def test_an_attempt_that_trained_nothing_stands_in_nobodys_way(tmp_path: Path, data_record: Any) -> None:
+    claim(str(tmp_path), manifest(data_record, epochs=3), overwrite=False)
+    other = manifest(data_record, epochs=4)
+    assert claim(str(tmp_path), other, overwrite=False) == other
 
 
 def test_overwrite_removes_a_run_and_nothing_else(tmp_path: Path, data_record: Any) -> None:

@@ -1,0 +1,198 @@
+"""Ray Train against plain PyTorch: images a second after the first epoch, one worker, same network, same data, same cores.
+
+``ray`` is ``cxr_ray.training.trainer.train`` over a DATASET (Ray Data materialised, Ray Train worker, checkpoint every epoch). ``loop`` is
+our loop without Ray over arrays in memory. ``plain`` is a training loop as a user would write it: forward, loss, backward, step
+over tensors in memory, in the same channels-last format. Each runs in a process of its own, the peers by turns in every round, and
+Ray is not up while the other two run. A rate is that of the fastest epoch but the first of each round (as ``timeit`` does: what slows
+an epoch down is other work on the machine); ``ratio`` = ray / plain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cxr_ray.cluster import prepare_environment
+
+PEERS = ("plain", "loop", "ray")
+
+
+def recipe(arguments: argparse.Namespace) -> Any:
+    """The experiment that all peers run."""
+    from cxr_ray.config import BackboneConfig, ModelConfig, Recipe, RnnConfig, TrainingConfig
+
+    return Recipe(
+        name="train-overhead",
+        model=ModelConfig(backbone=BackboneConfig(name=arguments.backbone), rnn=RnnConfig(hidden_size=64)),
+        training=TrainingConfig(epochs=arguments.epochs, batch_size=arguments.batch_size, monitor="last"),
+    )
+
+
+def data(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """(N, size, size) uint8 of noise and (N,) labels: what is in the pixels does not change the speed."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (arguments.images, arguments.size, arguments.size), dtype=np.uint8)
+    return images, generator.integers(0, 2, arguments.images)
+
+
+def plain(arguments: argparse.Namespace) -> list[float]:
+    """Images a second of each epoch of a hand-written loop."""
+    import torch
+
+    from cxr_ray.models.classifier import build_classifier
+    from cxr_ray.training.worker import use_device
+
+    use_device(torch.device("cpu"), 1)
+    settings = recipe(arguments)
+    pixels, labels = data(arguments)
+    images, targets = torch.from_numpy(pixels), torch.from_numpy(labels)
+    model = build_classifier(settings.model, 2, mean=0.5, std=0.3, image_size=(arguments.size, arguments.size))
+    model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.training.optimizer.lr, weight_decay=0.0)
+    loss_function = torch.nn.CrossEntropyLoss()
+    rates = []
+    for _ in range(arguments.epochs):
+        started = time.perf_counter()
+        model.train()
+        for rows in torch.split(torch.randperm(len(images)), arguments.batch_size):
+            optimizer.zero_grad()
+            loss_function(model(images[rows]), targets[rows]).backward()
+            optimizer.step()
+        rates.append(len(images) / (time.perf_counter() - started))
+    return rates
+
+
+def loop(arguments: argparse.Namespace) -> list[float]:
+    """Images a second of each epoch of our loop, without Ray."""
+    import torch
+
+    from cxr_ray.data.batches import MemoryFeed
+    from cxr_ray.labels import LabelSet
+    from cxr_ray.models.classifier import build_classifier
+    from cxr_ray.training.loop import fit
+    from cxr_ray.training.worker import use_device
+
+    use_device(torch.device("cpu"), 1)
+    settings = recipe(arguments)
+    images, targets = data(arguments)
+    model = build_classifier(settings.model, 2, mean=0.5, std=0.3, image_size=(arguments.size, arguments.size))
+    feed = MemoryFeed(images, targets, arguments.batch_size, threads=settings.feed.augment_threads)
+    fitted = fit(model, feed, None, settings.training, labels=LabelSet(("no", "yes"), "multiclass"))
+    return [record.images_per_second for record in fitted.history]
+
+
+def ray(arguments: argparse.Namespace) -> list[float]:
+    """Images a second of each epoch of ``cxr-ray train``."""
+    from cxr_ray.training.trainer import train
+
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = write_dataset(arguments, folder)
+        result = train(recipe(arguments), dataset, os.path.join(folder, "run"))
+        return [record.images_per_second for record in result.run.history()]
+
+
+def write_dataset(arguments: argparse.Namespace, folder: str) -> str:
+    """The same images as a DATASET with a training part alone."""
+    import numpy as np
+    import pyarrow as pa
+
+    from cxr_ray.data import columns, manifest, shards
+    from cxr_ray.imaging.preprocess import PreprocessSpec
+    from cxr_ray.labels import LabelSet
+
+    images, targets = data(arguments)
+    count, size, labels = len(images), arguments.size, LabelSet(("no", "yes"), "multiclass")
+    names = pa.array([f"{row:064x}" for row in range(count)])
+    known: dict[str, Any] = {"image_id": names, "patient_id": names, "group_id": names, "source": pa.array(["noise"] * count)}
+    known |= {"label": columns.targets_column(targets, labels), "synthetic": pa.array([True] * count)}
+    known["image"] = pa.array([image.tobytes() for image in images], pa.binary(size * size))
+    schema = columns.shard_schema(labels, size, size)
+    table = pa.table([known.get(field.name, pa.nulls(count, field.type)) for field in schema], schema=schema)
+    location = os.path.join(folder, "dataset")
+    parts = [shards.write_shard(location, "train/part-00000.parquet", table)]
+    index = shards.write_shard(location, manifest.INDEX, table.drop_columns(["image"]))
+    pixels = manifest.Normalization(mean=0.5, std=float(np.std(images[:32] / 255)))
+    preprocess = manifest.PreprocessInfo.of(PreprocessSpec(height=size, width=size))
+    described = manifest.DatasetManifest(
+        name="noise",
+        task=labels.task,
+        labels=labels.names,
+        image=manifest.ImageInfo(height=size, width=size),
+        preprocess=preprocess,
+        normalization=pixels,
+        partitions={"train": manifest.PartitionInfo(images=count, patients=count, per_label={}, pixels=pixels)},
+        seed=0,
+        policy="grouped",
+        sources=(),
+        shards=tuple(parts),
+        index=index,
+        quarantined=0,
+        copies=manifest.CopyInfo(searched=False),
+        split={},
+        request="0" * 64,
+        fingerprint=manifest.fingerprint(labels.task, labels.names, preprocess.fingerprint, parts),
+    )
+    return str(shards.seal(location, described).location)
+
+
+def measure(peer: str, arguments: argparse.Namespace) -> list[float]:
+    """Run a peer in a process of its own."""
+    options = [f"--{name}={getattr(arguments, name.replace('-', '_'))}" for name in ("images", "size", "backbone", "batch-size", "epochs")]
+    done = subprocess.run([sys.executable, __file__, f"--peer={peer}", *options], stdout=subprocess.PIPE, text=True, check=True)
+    rates: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return rates
+
+
+def facts() -> dict[str, Any]:
+    """Hardware, versions and date."""
+    from cxr_ray.training.run import hardware, versions
+
+    return {"date": time.strftime("%Y-%m-%d"), **hardware(), **versions()}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--size", type=int, default=128, help="height and width in pixels")
+    parser.add_argument("--backbone", default="mobilenet_v2")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="one flat object on stdout")
+    parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    prepare_environment()
+    if arguments.peer:
+        print(json.dumps(globals()[arguments.peer](arguments)))
+        return
+    rates: dict[str, list[float]] = {peer: [] for peer in PEERS}
+    for _ in range(arguments.rounds):
+        for peer in PEERS:
+            rates[peer] += measure(peer, arguments)[1:]
+    result: dict[str, Any] = {peer: round(max(found), 2) for peer, found in rates.items()}
+    result |= {"ratio": round(result["ray"] / result["plain"], 3), "ratio_loop": round(result["loop"] / result["plain"], 3)}
+    settings = {name: getattr(arguments, name) for name in ("images", "size", "backbone", "batch_size", "epochs", "rounds")}
+    if arguments.json:
+        print(json.dumps({**result, **settings, **facts()}))
+        return
+    print(f"{arguments.backbone}, {arguments.images} images of {arguments.size} x {arguments.size}, batches of {arguments.batch_size}")
+    for peer in PEERS:
+        spread = f"{min(rates[peer]):.1f} … {max(rates[peer]):.1f}"
+        print(f"  {peer:6}{result[peer]:8.1f} images/s ({spread})")
+    print(f"  ratio ray / plain {result['ratio']:.3f}, loop / plain {result['ratio_loop']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
