@@ -87,11 +87,11 @@ def _lobe(layers: Layers, rng: np.random.Generator, lobe: str, side: int) -> Arr
     chest, outward = layers.chest, side * x
     middle = chest.apex + 0.55 * (chest.domes[0 if side < 0 else 1] - chest.apex) + rng.normal(0, 0.7)
     level = middle + rng.normal(0.0, 0.08) * (outward - 7)  # the right lung's horizontal fissure, sharp from the front
-    reach = rng.uniform(6.0, 9.5)
+    reach = rng.uniform(7.0, 10.0)
     if lobe == "right upper":
         return smoothstep(y, level + 0.15, level - 0.15) * smoothstep(y, level - reach - 1.5, level - reach + 1.5)
     if lobe == "right middle":
-        medial = smoothstep(outward, 10.5, 7.5)
+        medial = smoothstep(outward, 11.5, 8.5)
         return smoothstep(y, level - 0.15, level + 0.15) * medial * smoothstep(y, level + reach + 1, level + reach - 2)
     # The other borders are the oblique fissures, which run slantwise to the ray and so are softer.
     if lobe == "left upper":
