@@ -3,8 +3,11 @@
 ``ray`` is ``cxr_ray.training.trainer.train`` over a DATASET (Ray Data materialised, Ray Train worker, checkpoint every epoch). ``loop`` is
 our loop without Ray over arrays in memory. ``plain`` is a training loop as a user would write it: forward, loss, backward, step
 over tensors in memory, in the same channels-last format. Each runs in a process of its own, the peers by turns in every round, and
-Ray is not up while the other two run. A rate is that of the fastest epoch but the first of each round (as ``timeit`` does: what slows
-an epoch down is other work on the machine); ``ratio`` = ray / plain.
+Ray is not up while the other two run.
+
+A rate is that of the fastest epoch but the first of each round (as ``timeit`` does: what slows an epoch down is other work on the
+machine); ``ratio`` = ray / plain. On a machine that is busy with other work look at ``ratio_cpu``: images a second of processor time
+after the first epoch, all processes of Ray counted to ``ray``.
 """
 
 from __future__ import annotations
@@ -46,8 +49,12 @@ def data(arguments: argparse.Namespace) -> tuple[Any, Any]:
     return images, generator.integers(0, 2, arguments.images)
 
 
-def plain(arguments: argparse.Namespace) -> list[float]:
-    """Images a second of each epoch of a hand-written loop."""
+Measured = dict[str, list[float]]
+"""``rates``: images a second of each epoch. ``cpu``: seconds of processor time used until the end of each epoch."""
+
+
+def plain(arguments: argparse.Namespace) -> Measured:
+    """A hand-written loop."""
     import torch
 
     from cxr_ray.models.classifier import build_classifier
@@ -61,7 +68,7 @@ def plain(arguments: argparse.Namespace) -> list[float]:
     model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.training.optimizer.lr, weight_decay=0.0)
     loss_function = torch.nn.CrossEntropyLoss()
-    rates = []
+    rates, cpu = [], []
     for _ in range(arguments.epochs):
         started = time.perf_counter()
         model.train()
@@ -70,11 +77,12 @@ def plain(arguments: argparse.Namespace) -> list[float]:
             loss_function(model(images[rows]), targets[rows]).backward()
             optimizer.step()
         rates.append(len(images) / (time.perf_counter() - started))
-    return rates
+        cpu.append(time.process_time())
+    return {"rates": rates, "cpu": cpu}
 
 
-def loop(arguments: argparse.Namespace) -> list[float]:
-    """Images a second of each epoch of our loop, without Ray."""
+def loop(arguments: argparse.Namespace) -> Measured:
+    """Our loop, without Ray."""
     import torch
 
     from cxr_ray.data.batches import MemoryFeed
@@ -84,22 +92,44 @@ def loop(arguments: argparse.Namespace) -> list[float]:
     from cxr_ray.training.worker import use_device
 
     use_device(torch.device("cpu"), 1)
-    settings = recipe(arguments)
+    settings, cpu = recipe(arguments), []
     images, targets = data(arguments)
     model = build_classifier(settings.model, 2, mean=0.5, std=0.3, image_size=(arguments.size, arguments.size))
     feed = MemoryFeed(images, targets, arguments.batch_size, threads=settings.feed.augment_threads)
-    fitted = fit(model, feed, None, settings.training, labels=LabelSet(("no", "yes"), "multiclass"))
-    return [record.images_per_second for record in fitted.history]
+    labels = LabelSet(("no", "yes"), "multiclass")
+    fitted = fit(model, feed, None, settings.training, labels=labels, report=lambda *_: cpu.append(time.process_time()))
+    return {"rates": [record.images_per_second for record in fitted.history], "cpu": cpu}
 
 
-def ray(arguments: argparse.Namespace) -> list[float]:
-    """Images a second of each epoch of ``cxr-ray train``."""
+def ray(arguments: argparse.Namespace) -> Measured:
+    """``cxr-ray train``."""
     from cxr_ray.training.trainer import train
 
+    cpu: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         dataset = write_dataset(arguments, folder)
-        result = train(recipe(arguments), dataset, os.path.join(folder, "run"))
-        return [record.images_per_second for record in result.run.history()]
+        result = train(recipe(arguments), dataset, os.path.join(folder, "run"), report=lambda _: cpu.append(cpu_of_all()))
+        return {"rates": [record.images_per_second for record in result.run.history()], "cpu": cpu}
+
+
+def cpu_of_all() -> float:
+    """Seconds of processor time of this process and all that descend from it."""
+    parents, seconds = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            parents[int(entry.name)] = int(fields[1])
+            seconds[int(entry.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def ours(pid: int) -> bool:
+        while pid in parents and pid != os.getpid():
+            pid = parents[pid]
+        return pid == os.getpid()
+
+    return sum(used for pid, used in seconds.items() if ours(pid))
 
 
 def write_dataset(arguments: argparse.Namespace, folder: str) -> str:
@@ -146,12 +176,12 @@ def write_dataset(arguments: argparse.Namespace, folder: str) -> str:
     return str(shards.seal(location, described).location)
 
 
-def measure(peer: str, arguments: argparse.Namespace) -> list[float]:
+def measure(peer: str, arguments: argparse.Namespace) -> Measured:
     """Run a peer in a process of its own."""
     options = [f"--{name}={getattr(arguments, name.replace('-', '_'))}" for name in ("images", "size", "backbone", "batch-size", "epochs")]
     done = subprocess.run([sys.executable, __file__, f"--peer={peer}", *options], stdout=subprocess.PIPE, text=True, check=True)
-    rates: list[float] = json.loads(done.stdout.splitlines()[-1])
-    return rates
+    found: Measured = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def facts() -> dict[str, Any]:
@@ -178,11 +208,15 @@ def main() -> None:
         print(json.dumps(globals()[arguments.peer](arguments)))
         return
     rates: dict[str, list[float]] = {peer: [] for peer in PEERS}
+    cpu: dict[str, list[float]] = {peer: [] for peer in PEERS}
     for _ in range(arguments.rounds):
         for peer in PEERS:
-            rates[peer] += measure(peer, arguments)[1:]
-    result: dict[str, Any] = {peer: round(max(found), 2) for peer, found in rates.items()}
+            found = measure(peer, arguments)
+            rates[peer] += found["rates"][1:]
+            cpu[peer].append(arguments.images * (arguments.epochs - 1) / (found["cpu"][-1] - found["cpu"][0]))
+    result: dict[str, Any] = {peer: round(max(values), 2) for peer, values in rates.items()}
     result |= {"ratio": round(result["ray"] / result["plain"], 3), "ratio_loop": round(result["loop"] / result["plain"], 3)}
+    result |= {f"ratio_cpu{mark}": round(max(cpu[peer]) / max(cpu["plain"]), 3) for mark, peer in (("", "ray"), ("_loop", "loop"))}
     settings = {name: getattr(arguments, name) for name in ("images", "size", "backbone", "batch_size", "epochs", "rounds")}
     if arguments.json:
         print(json.dumps({**result, **settings, **facts()}))
@@ -190,8 +224,9 @@ def main() -> None:
     print(f"{arguments.backbone}, {arguments.images} images of {arguments.size} x {arguments.size}, batches of {arguments.batch_size}")
     for peer in PEERS:
         spread = f"{min(rates[peer]):.1f} … {max(rates[peer]):.1f}"
-        print(f"  {peer:6}{result[peer]:8.1f} images/s ({spread})")
+        print(f"  {peer:6}{result[peer]:8.1f} images/s ({spread}), {max(cpu[peer]):.1f} a second of processor time")
     print(f"  ratio ray / plain {result['ratio']:.3f}, loop / plain {result['ratio_loop']:.3f}")
+    print(f"  by processor time {result['ratio_cpu']:.3f}, {result['ratio_cpu_loop']:.3f}")
 
 
 if __name__ == "__main__":

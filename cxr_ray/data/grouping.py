@@ -118,7 +118,8 @@ def group_ids(patients: Sequence[str], *copies: CopyPairs) -> npt.NDArray[np.str
     _, component = connected_components(links, directed=False)
     _, first_of = np.unique(component, return_index=True)  # names are sorted: the smallest name of each group
     labels = [hashlib.sha256(b"group:" + str(names[row]).encode()).hexdigest()[:16] for row in first_of]
-    return np.array(labels, dtype=str)[component[code]]
+    groups: npt.NDArray[np.str_] = np.array(labels, dtype=str)[component[code]]
+    return groups
 
 
 def _pairs(one: Index, other: Index, mirrored: Flags, score: Float) -> CopyPairs:
