@@ -188,7 +188,8 @@ def facts() -> dict[str, Any]:
     """Hardware, versions and date."""
     from cxr_ray.training.run import hardware, versions
 
-    return {"date": time.strftime("%Y-%m-%d"), **hardware(), **versions()}
+    named = {f"{name}_version": version for name, version in versions().items()}
+    return {"date": time.strftime("%Y-%m-%d"), **hardware(), **named}
 
 
 def main() -> None:

@@ -61,7 +61,8 @@ def run(arguments: list[str]) -> int:
     console.reset(json="--json" in arguments, debug="--debug" in arguments)
     prepare_environment()
     try:
-        typer.main.get_command(app).main(args=arguments, prog_name="cxr-ray")
+        with console.stdout_for_result():
+            typer.main.get_command(app).main(args=arguments, prog_name="cxr-ray")
     except SystemExit as end:  # Typer's own way to end: 0, 2 for a usage error, 130 after Ctrl-C
         return end.code if isinstance(end.code, int) else 0
     except CxrRayError as error:

@@ -7,8 +7,8 @@ import logging
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Annotated, Any
+from contextlib import contextmanager, redirect_stdout
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -60,6 +60,24 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     _people.print(sheet)
 
 
+_stdout: TextIO | None = None
+
+
+@contextmanager
+def stdout_for_result() -> Iterator[None]:
+    """With ``--json``, whatever else prints to stdout in this block (Ray does) goes to stderr."""
+    global _stdout
+    if not _state["json"]:
+        yield
+        return
+    _stdout = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _stdout = None
+
+
 _captured: list[dict[str, Any]] | None = None
 
 
@@ -80,8 +98,9 @@ def result(data: Mapping[str, Any], *, next_step: str | None = None) -> None:
         _captured.append(dict(data))
         return
     if _state["json"]:
-        sys.stdout.write(jsonlib.dumps(dict(data), ensure_ascii=False, allow_nan=False) + "\n")
-        sys.stdout.flush()
+        out = _stdout or sys.stdout
+        out.write(jsonlib.dumps(dict(data), ensure_ascii=False, allow_nan=False) + "\n")
+        out.flush()
     if next_step:
         _people.print("next: ", end="")
         _people.print(next_step, markup=False)

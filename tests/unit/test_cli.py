@@ -87,6 +87,22 @@ def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str])
     assert json.loads(said.out) == {"files": len(list(Path(cli.__file__).parents[1].glob("models/recipes/*.yaml"))), "valid": True}
 
 
+def test_what_libraries_print_stays_out_of_the_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from cxr_ray import config
+
+    real = config.load_recipe
+
+    def chatty(name: str) -> object:
+        print("(raylet) a line of somebody else's")
+        return real(name)
+
+    monkeypatch.setattr(config, "load_recipe", chatty)
+    assert cli.run(["validate", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["valid"] is True
+    assert "(raylet)" in said.err
+
+
 def test_recipes_list_their_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["recipes", "--json"]) == 0
     listed = {item["name"]: item for item in json.loads(capsys.readouterr().out)["recipes"]}
