@@ -16,10 +16,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from cxr_ray import __version__, storage
-from cxr_ray.config import ModelConfig, Settings, parse_settings
+from cxr_ray.config import ModelConfig
 from cxr_ray.errors import BundleError, ConfigError, StorageError
 from cxr_ray.imaging.preprocess import PreprocessSpec
 from cxr_ray.labels import LabelSet, Task
+from cxr_ray.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
     from cxr_ray.models.classifier import Classifier

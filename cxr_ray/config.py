@@ -6,22 +6,16 @@ in the RUN and in the BUNDLE. Rules that tie fields together live in the models 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from cxr_ray.errors import ConfigError
+from cxr_ray.settings import Settings, apply_overrides, merge, parse_settings, read_yaml
 
 RECIPE_DIRECTORY = Path(__file__).parent / "models" / "recipes"
-
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, and an unknown key is a fault."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
 
 
 # --- the network ------------------------------------------------------------------------------------------------------
@@ -31,13 +25,15 @@ class BackboneConfig(Settings):
     """The convolutional part: image -> feature map."""
 
     name: str = "mobilenet_v2"
-    """A name of ``cxr_ray.models.backbones`` (``cxr-ray recipes --json`` lists them)."""
+    """A name of ``cxr_ray.models.backbones``, or ``torchvision:NAME`` or ``timm:NAME`` for any other network of theirs."""
     weights: str = "none"
     """``none`` (random), ``default`` (the published ImageNet weights, downloaded), or a path/URI of ``.safetensors`` or ``.pth``."""
     in_channels: Literal[1, 3] = 1
     """1 folds three-channel first-layer weights into one grey channel (same output, a third of the memory); 3 repeats the grey image."""
     freeze_stages: int = Field(default=0, ge=-1)
     """How many stages, from the image side, do not learn (run without gradient, batch norm in evaluation mode); -1: all of them."""
+    train_norms: bool = False
+    """The batch norms of frozen stages learn and follow their batches all the same (the scripts of papers 001 and 003 do so)."""
     unfreeze_epoch: int | None = Field(default=None, ge=1)
     """From this epoch on (0 is the first) the frozen stages learn too. None: never."""
 
@@ -45,8 +41,9 @@ class BackboneConfig(Settings):
 class SequenceConfig(Settings):
     """How the feature map is read as a sequence of its pixels (paper 003, "pixel sequence")."""
 
-    order: Literal["horizontal", "vertical", "snake", "spiral"] = "horizontal"
-    """Row by row, column by column, rows in alternating direction, or inward clockwise from the top left."""
+    order: Literal["horizontal", "vertical", "snake", "spiral", "flatten"] = "horizontal"
+    """Row by row, column by column, rows in alternating direction, or inward clockwise from the top left. ``flatten``: no
+    sequence of pixels but one step that holds the whole map (paper 000)."""
 
 
 class RnnConfig(Settings):
@@ -57,8 +54,10 @@ class RnnConfig(Settings):
     """Units a direction and layer. Unused with ``kind: none``."""
     layers: int = Field(default=1, ge=1)
     bidirectional: bool = False
-    input_norm: bool = False
-    """Layer norm over the channels of each step, before the RNN (ours; none of the papers has it)."""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """Of the candidate state and, for the LSTM, of the output. ``relu`` (the scripts of papers 001 and 003) has no fast kernel."""
+    trainable: bool = True
+    """False keeps the RNN at its random start (the scripts of papers 001 and 003 do so)."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Applied to the output sequence, and between layers."""
     readout: Literal["last", "mean", "attention", "sequence"] = "last"
@@ -128,7 +127,9 @@ class OptimizerConfig(Settings):
     weight_decay: float = Field(default=0.0, ge=0.0)
     """Not applied to biases and normalisation layers."""
     momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
-    """SGD (Nesterov) and RMSprop only."""
+    """SGD (Nesterov) and RMSprop only. Keras's RMSprop, which the papers used, has 0."""
+    rms_decay: float = Field(default=0.99, gt=0.0, lt=1.0)
+    """RMSprop only: how much of the mean square is kept each step. torch's default; Keras's is 0.9."""
 
 
 class ScheduleConfig(Settings):
@@ -153,6 +154,16 @@ class ClipConfig(Settings):
     """Largest global L2 norm, or largest absolute value, of the gradient."""
 
 
+class CrossValidationConfig(Settings):
+    """How ``--cv`` goes from fold to fold."""
+
+    start: Literal["scratch", "previous"] = "scratch"
+    """``previous``: each fold goes on from the weights of the fold before, which has trained on its held-out images. Unsound: such
+    figures say nothing about new patients. Here so that what the scripts of papers 001 and 003 do can be shown."""
+    weights: tuple[float, ...] | None = None
+    """Of the folds in the ensemble that ``export`` makes of a cross-validation, one a fold. None: all alike."""
+
+
 class TrainingConfig(Settings):
     """Optimisation and selection."""
 
@@ -171,7 +182,10 @@ class TrainingConfig(Settings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``auto``: bf16 autocast on a GPU, fp32 on a CPU."""
     compile: bool = False
-    """``torch.compile`` the network."""
+    """``torch.compile`` the backbone."""
+    cache_features: bool = False
+    """Compute the feature map of each image once and keep it in the worker's memory. Only for a backbone that is wholly frozen,
+    without augmentation: the result is the same, every epoch after the first takes a fraction of the time."""
     ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0)
     """Keep an exponential moving average of the weights, a step at a time; it is what is validated and exported. None: off."""
     monitor: str = "val_loss"
@@ -201,6 +215,25 @@ class TrainingConfig(Settings):
         return "min" if self.monitor == "val_loss" else "max"
 
 
+class ExpectedData(Settings):
+    """The images that the paper's figures are of. Other images train just as well; the log says how they differ."""
+
+    size: int = 224
+    """Height and width in pixels."""
+    equalize: Literal["none", "hist", "clahe"] = "none"
+    blur: Literal[0, 5] = 0
+
+
+class Claim(Settings):
+    """What a paper says it reached."""
+
+    data: str
+    """Images, classes and protocol in a few words."""
+    figures: dict[str, float]
+    """Name of the figure -> value, 0 … 1 (``seconds_per_epoch``, ``best_epoch`` and ``images_per_second`` as they are)."""
+    note: str = ""
+
+
 class Recipe(Settings):
     """One experiment. ``cxr_ray/models/recipes/*.yaml`` are the built-in ones."""
 
@@ -208,112 +241,31 @@ class Recipe(Settings):
     paper: str | None = None
     """Key of the paper it implements (000 … 004); None: a default of ours."""
     description: str = ""
+    unsound: str | None = None
+    """Why a model trained so must not be used; ``export`` then asks for ``--allow-unsound``."""
+    expects: ExpectedData | None = None
+    claims: tuple[Claim, ...] = ()
     model: ModelConfig = ModelConfig()
     augment: str | tuple[AugmentOp, ...] = "none"
     """A named set of ``cxr_ray.data.augment`` or a list of operations in order."""
     feed: FeedConfig = FeedConfig()
     training: TrainingConfig = TrainingConfig()
+    cross_validation: CrossValidationConfig = CrossValidationConfig()
+
+    def without_rnn(self) -> Recipe:
+        """The control: the same network and budget, its sequence read without an RNN (``last`` becomes the mean over steps)."""
+        readout = "mean" if self.model.rnn.readout == "last" else self.model.rnn.readout
+        rnn = self.model.rnn.model_copy(update={"kind": "none", "readout": readout})
+        model = self.model.model_copy(update={"rnn": rnn})
+        return self.model_copy(update={"name": f"{self.name}-without-rnn", "model": model, "claims": ()})
+
+    @property
+    def prose(self) -> set[str]:
+        """The fields that change nothing of what is trained."""
+        return {"description", "unsound", "expects", "claims"}
 
 
 # --- reading -----------------------------------------------------------------------------------------------------------
-
-S = TypeVar("S", bound=BaseModel)
-
-
-def parse_settings(model: type[S], data: Mapping[str, Any], *, where: str) -> S:
-    """Validate ``data`` as ``model`` and report every fault at once.
-
-    Raises:
-        ConfigError: With one line a fault: the dotted key, what is wrong, and for an unknown key the valid ones.
-    """
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        faults = []
-        for fault in error.errors():
-            key = ".".join(str(part) for part in fault["loc"]) or "(whole)"
-            text = str(fault["msg"]).removeprefix("Value error, ")
-            if fault["type"] == "extra_forbidden":
-                valid = _keys_beside(model, fault["loc"])
-                text = "unknown key" + (f"; valid here: {', '.join(valid)}" if valid else "")
-            elif "input" in fault and not isinstance(fault["input"], (Mapping, list, tuple)):
-                text += f" (got {fault['input']!r})"
-            faults.append(f"{key}: {text}")
-        raise ConfigError(faults, where=where) from None
-
-
-def _keys_beside(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """The valid keys at the place where an unknown one was found."""
-    current: Any = model
-    for part in location[:-1]:
-        field = current.model_fields.get(part) if isinstance(part, str) else None
-        current = field.annotation if field else None
-        if not (isinstance(current, type) and issubclass(current, BaseModel)):
-            return []
-    return sorted(current.model_fields)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file whose top level is a mapping.
-
-    Raises:
-        ConfigError: The file is missing, is not YAML (with line and column), or holds something else.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        data = yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError([f"cannot be read: {error.strerror}"], where=str(path)) from None
-    except UnicodeDecodeError:
-        raise ConfigError(["is not UTF-8 text"], where=str(path)) from None
-    except yaml.YAMLError as error:
-        raise ConfigError([f"is not YAML: {' '.join(str(error).split())}"], where=str(path)) from None
-    if not isinstance(data, dict):
-        raise ConfigError([f"expected a mapping at the top level, got {type(data).__name__}"], where=str(path))
-    return data
-
-
-def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """``data`` with each ``a.b.c=VALUE`` of ``overrides`` set; VALUE is read as YAML.
-
-    Raises:
-        ConfigError: An override has no ``=``, no key, or steps into a value that is not a mapping.
-    """
-    result = _copy(data)
-    faults = []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        parts = key.strip().split(".")
-        if not equals or not all(parts):
-            faults.append(f"{override!r}: expected key=value, such as training.optimizer.lr=3e-4")
-            continue
-        place: Any = result
-        for part in parts[:-1]:
-            place = place.setdefault(part, {}) if isinstance(place, dict) else None
-        if not isinstance(place, dict):
-            faults.append(f"{override!r}: {'.'.join(parts[:-1])} is not a group of settings")
-            continue
-        try:
-            place[parts[-1]] = _scalar(yaml.safe_load(value))
-        except yaml.YAMLError:
-            faults.append(f"{override!r}: the value is not YAML")
-    if faults:
-        raise ConfigError(faults, where="overrides")
-    return result
-
-
-def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in data.items()}
-
-
-def _scalar(value: Any) -> Any:
-    """YAML 1.1 reads ``3e-4`` as text; a person means the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def recipe_names() -> list[str]:
@@ -324,9 +276,17 @@ def recipe_names() -> list[str]:
 def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
     """A built-in recipe by name, or a YAML file, with overrides applied.
 
+    A file with ``extends: NAME`` is what stands in it laid over that recipe, group by group; ``claims`` and ``unsound`` are not handed on.
+
     Raises:
         ConfigError: Unknown name (the message lists the known ones) or faults in the file or the overrides.
     """
+    data = apply_overrides(_read_extended(name_or_file, ()), overrides)
+    data.setdefault("name", Path(name_or_file).stem)
+    return parse_settings(Recipe, data, where=name_or_file)
+
+
+def _read_extended(name_or_file: str, below: tuple[str, ...]) -> dict[str, Any]:
     path = Path(name_or_file)
     if path.suffix not in {".yaml", ".yml"}:
         path = RECIPE_DIRECTORY / f"{name_or_file}.yaml"
@@ -336,6 +296,11 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
                 where=f"recipe {name_or_file!r}",
                 hint="cxr-ray recipes, or the path of a .yaml file",
             )
-    data = apply_overrides(read_yaml(path), overrides)
-    data.setdefault("name", path.stem)
-    return parse_settings(Recipe, data, where=name_or_file)
+    data = read_yaml(path)
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    if not isinstance(base, str) or base in below:
+        raise ConfigError([f"extends: expected the name of another recipe, got {base!r}"], where=name_or_file)
+    inherited = _read_extended(base, (*below, name_or_file))
+    return merge({key: value for key, value in inherited.items() if key not in {"name", "claims", "unsound"}}, data)

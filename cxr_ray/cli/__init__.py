@@ -28,9 +28,9 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from cxr_ray.cli import data, demo, inspect, models, service
+    from cxr_ray.cli import data, demo, inspect, models, service, train
 
-    for module in (demo, data, models, service, inspect):
+    for module in (demo, data, train, models, service, inspect):
         module.register(app)
 
 

@@ -109,12 +109,12 @@ def ingest(
     Example: cxr-ray ingest xrays --out dataset --size 224 --folds 5
     """
     from cxr_ray.cluster import connected
-    from cxr_ray.config import apply_overrides, parse_settings
     from cxr_ray.data.ingest import IngestProgress
     from cxr_ray.data.ingest import ingest as run_ingest
     from cxr_ray.data.sources import SourceOptions, read_source
     from cxr_ray.data.split import SplitSpec
     from cxr_ray.imaging.preprocess import PreprocessSpec
+    from cxr_ray.settings import apply_overrides, parse_settings
 
     start = time.monotonic()
     height, width = _size(size)

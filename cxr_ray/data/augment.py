@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from cxr_ray.config import AugmentOp, Settings, parse_settings
+from cxr_ray.config import AugmentOp
 from cxr_ray.errors import ConfigError
+from cxr_ray.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
     from cxr_ray.data.augment_ops import Pipeline

@@ -14,9 +14,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cxr_ray.config import Settings
 from cxr_ray.imaging.preprocess import PreprocessSpec
 from cxr_ray.labels import LabelSet, Task
+from cxr_ray.settings import Settings
 
 SCHEMA = "cxr-ray/dataset/1"
 MANIFEST = "dataset.json"

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from cxr_ray import storage
-from cxr_ray.config import parse_settings
 from cxr_ray.data.columns import IMAGE, pixels, targets_of
 from cxr_ray.data.manifest import INDEX, MANIFEST, SCHEMA, DatasetManifest, ShardInfo, pooled
 from cxr_ray.errors import ConfigError, DatasetError, StorageError
 from cxr_ray.imaging.preprocess import PreprocessSpec
 from cxr_ray.labels import LabelSet
+from cxr_ray.settings import parse_settings
 
 __all__ = ["Dataset", "open_dataset", "pixels", "read_parquet", "seal", "targets_of", "write_shard"]
 

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from cxr_ray.config import Settings
 from cxr_ray.data.stratify import hashes, stratify
 from cxr_ray.errors import DatasetError
+from cxr_ray.settings import Settings
 
 DROPPED = ""
 """The partition of a row that undersampling left out."""

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cxr_ray.config import Settings
 from cxr_ray.imaging.decode import decode
 from cxr_ray.imaging.picture import DecodedImage, Limits, PixelsHW
+from cxr_ray.settings import Settings
 
 CLAHE_CLIP_LIMIT = 2.0
 CLAHE_TILES = (8, 8)

@@ -22,19 +22,18 @@ ATTENTION_SIZE = 128
 
 
 class Recurrent(nn.Module):
-    """Layer norm if asked for; an LSTM, a GRU, or with ``kind: none`` the sequence as it is (the control); then dropout.
+    """An LSTM, a GRU, or with ``kind: none`` the sequence as it is (the control); then dropout.
 
     Initialisation: input weights Glorot uniform and recurrent weights orthogonal, each gate by itself; biases zero, but the LSTM's
     forget gate 1 (Jozefowicz 2015), so that at first a cell remembers.
 
     Args:
         channels: D, of the sequence.
-        config: Kind, size, layers, directions, input norm, dropout.
+        config: Kind, size, layers, directions, dropout.
     """
 
     def __init__(self, channels: int, config: RnnConfig) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(channels) if config.input_norm else nn.Identity()
         self.rnn: nn.LSTM | nn.GRU | None = None
         self.out_features = channels
         """F: channels, or hidden size times directions."""
@@ -54,7 +53,6 @@ class Recurrent(nn.Module):
 
     def forward(self, sequence_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, F)."""
-        sequence_BTD = self.norm(sequence_BTD)
         output_BTF = sequence_BTD if self.rnn is None else self.rnn(sequence_BTD)[0]
         return self.dropout(output_BTF)  # type: ignore[no-any-return]
 

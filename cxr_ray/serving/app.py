@@ -24,12 +24,12 @@ from ray.serve.config import BackpressureConfig, HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from cxr_ray.bundle import Bundle, read_bundle
-from cxr_ray.config import Settings
 from cxr_ray.cpu import use_cores
 from cxr_ray.errors import ClusterError, ConfigError
 from cxr_ray.serving.edge import KEY_VARIABLE, ApiKey, EdgeLimits, build_api, obtain_key
 from cxr_ray.serving.predictor import Prediction, Predictor
 from cxr_ray.serving.schema import ModelInfo
+from cxr_ray.settings import Settings
 
 APPLICATION = "cxr-ray"
 

@@ -20,10 +20,11 @@ import yaml
 from pydantic import Field
 
 from cxr_ray import __version__, storage
-from cxr_ray.config import Recipe, Settings, parse_settings
+from cxr_ray.config import Recipe
 from cxr_ray.errors import ConfigError, RunError, StorageError
 from cxr_ray.imaging.preprocess import PreprocessSpec
 from cxr_ray.labels import LabelSet, Task
+from cxr_ray.settings import Settings, parse_settings
 from cxr_ray.training.checkpoint import Best, EpochRecord, checkpoint_location, is_whole, list_epochs, load_exported, newest_valid
 from cxr_ray.training.lease import LEASE, LOCK
 from cxr_ray.training.progress import HISTORY, TENSORBOARD, read_history
@@ -281,7 +282,7 @@ def describe_data(dataset: Dataset, fold: int | None) -> DataRecord:
 def identity(recipe: Recipe, data: DataRecord) -> dict[str, Any]:
     """What must agree for a run to go on: the recipe but for its prose, and the data wherever they lie."""
     facts = data.model_dump(mode="json", include={"fingerprint", "train", "validation"})
-    return {"recipe": recipe.model_dump(mode="json", exclude={"description"}), "data": facts}
+    return {"recipe": recipe.model_dump(mode="json", exclude=recipe.prose), "data": facts}
 
 
 def run_fingerprint(recipe: Recipe, data: DataRecord) -> str:

@@ -1,7 +1,6 @@
 """``train``: Ray Train around the loop. One code path for any number of workers, CPU (gloo) or GPU (nccl).
 
-The truth about a run is in OUT: our checkpoints, our history. Ray's own storage gets a new name below ``OUT/ray`` at every launch
-and holds only pointers to our checkpoints, so nothing torn in it can stop a run. Whoever dies, a worker (Ray starts it again) or the
+The truth about a run is in OUT: our checkpoints, our history. Whoever dies, a worker (Ray starts it again) or the
 driver (the user gives the same command again), training goes on from the newest whole checkpoint in OUT.
 """
 
@@ -11,12 +10,9 @@ import json
 import logging
 import math
 import os
-import signal
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,20 +21,20 @@ import pyarrow as pa
 import torch
 
 from cxr_ray import storage
-from cxr_ray.cluster import connected, require
+from cxr_ray.cluster import connected
 from cxr_ray.config import Recipe
 from cxr_ray.data.augment import build_augmentation
 from cxr_ray.data.shards import Dataset, open_dataset, pixels, targets_of
 from cxr_ray.data.stream import FeedPlan, plan_feed
-from cxr_ray.errors import ClusterError, CxrRayError, RunError
+from cxr_ray.errors import RunError
 from cxr_ray.models.inference import predict_probabilities
 from cxr_ray.training import lease
 from cxr_ray.training.checkpoint import EpochRecord, epoch_of, newest_valid
 from cxr_ray.training.distributed import World
+from cxr_ray.training.launch import cpus_a_worker, launch
 from cxr_ray.training.loss import LabelCounts
 from cxr_ray.training.progress import HistoryWatch, TrainProgress
 from cxr_ray.training.run import (
-    RAY,
     BestRecord,
     DataRecord,
     Run,
@@ -58,12 +54,6 @@ if TYPE_CHECKING:
     from ray.train import UserCallback
 
 logger = logging.getLogger(__name__)
-
-MAX_FAILURES = 3
-"""So many deaths of workers are survived in one launch."""
-SPARE_CPUS = 1.0
-"""Logical CPUs that workers leave to others (Ray Data, a trial of a search) where the cluster has more."""
-LEAST_CPUS_A_WORKER = 0.1
 
 
 @dataclass(frozen=True)
@@ -117,17 +107,17 @@ def train(
     _check(recipe, record, workers)
     wanted = _new_manifest(recipe, record, workers, use_gpu)
     refuse_foreign(out)
-    with lease.hold(out) as launch:
+    with lease.hold(out) as name:
         manifest = claim(out, wanted, overwrite=overwrite)
         run = Run(out, manifest)
         if manifest.status == "finished":
             return RunResult(run, already_finished=True, resumed_after=None)
         past = newest_valid(run.checkpoints)  # the workers look for themselves; here it tells the user what is torn
         with connected(address), HistoryWatch(out, recipe.training.epochs, report):
-            cpus = _cpus_a_worker(workers, use_gpu)
+            cpus_a_worker(workers, use_gpu)  # refused before anything is read
             train_plan, validation_plan = plans or plan_feeds(data, recipe, fold)
-            job = Job(out, launch, recipe, record, label_counts(data, fold), train_plan, validation_plan)
-            answer = _launch(job, workers=workers, use_gpu=use_gpu, cpus=cpus, callbacks=callbacks)
+            job = Job(out, name, recipe, record, label_counts(data, fold), train_plan, validation_plan)
+            answer = launch(lambda: _run_worker(job), out, job.launch, workers=workers, use_gpu=use_gpu, callbacks=callbacks)
         manifest = _finish(out, manifest, answer)
     return RunResult(Run(out, manifest), already_finished=False, resumed_after=epoch_of(past) if past else None)
 
@@ -203,61 +193,7 @@ def _new_manifest(recipe: Recipe, record: DataRecord, workers: int, use_gpu: boo
     )
 
 
-def _cpus_a_worker(workers: int, use_gpu: bool) -> float:
-    """Logical CPUs of each worker: one, or what the cluster has left beside reading.
-
-    Raises:
-        ClusterError: The cluster could never run so many workers.
-    """
-    import ray
-
-    there = float(ray.cluster_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
-    each = max(LEAST_CPUS_A_WORKER, min(1.0, math.floor((there - SPARE_CPUS) / workers * 100) / 100))
-    what = f"training with {workers} worker{'s' if workers > 1 else ''}{' on GPUs' if use_gpu else ''}"
-    require(each * workers, float(workers if use_gpu else 0), what=what)
-    return each
-
-
-# --- Ray Train --------------------------------------------------------------------------------------------------------
-
-
-def _launch(job: Job, *, workers: int, use_gpu: bool, cpus: float, callbacks: Sequence[UserCallback]) -> dict[str, Any]:
-    """Run the workers to their end and return what rank 0 says."""
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    api: Any = ray.train  # its types are still those of the first version
-    trainer_class: Any = TorchTrainer
-
-    def worker() -> dict[str, Any]:
-        return _run_worker(job)
-
-    ray_storage = storage.join(job.out, RAY)
-    storage.remove(ray_storage)  # of earlier launches, which are over: we hold the lease
-    trainer = trainer_class(
-        worker,
-        scaling_config=api.ScalingConfig(
-            num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
-        ),
-        run_config=api.RunConfig(
-            name=job.launch,
-            storage_path=ray_storage,
-            failure_config=api.FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
-            checkpoint_config=api.CheckpointConfig(num_to_keep=1),
-            callbacks=list(callbacks),
-            logging_config=api.LoggingConfig(log_level="ERROR"),
-        ),
-    )
-    try:
-        with _interruptible():
-            answer = trainer.fit().return_value
-    except api.TrainingFailedError as error:
-        raise _explained(error, job.out) from error
-    if not isinstance(answer, dict):
-        raise RunError(f"the workers ended without an answer: {answer!r}")
-    if isinstance(answer.get("error"), CxrRayError):
-        raise answer["error"]
-    return answer
+# --- in each worker process ---------------------------------------------------------------------------------------------
 
 
 def _run_worker(job: Job) -> dict[str, Any]:
@@ -285,52 +221,6 @@ def _announce(record: EpochRecord, checkpoint: str | None) -> None:
         ray.train.report(
             {**metrics, "checkpoint": checkpoint}, checkpoint=pointer, checkpoint_dir_name=f"epoch-{record.epoch:04d}-{time.time_ns()}"
         )
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ray Train ends an interrupted driver with exit code 0 and keeps its signal handler; we say what to do and put the old one back."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT) if main else None
-    try:
-        yield
-    except SystemExit:
-        raise RunError("interrupted", hint="the same command goes on after the last finished epoch") from None
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
-
-
-def _explained(error: Exception, out: str) -> CxrRayError:
-    """Ray's error as one of ours: the user's mistake within it if there is one."""
-    from ray.train import ControllerError
-
-    if isinstance(error, ControllerError):
-        return ClusterError(
-            f"Ray could not run the workers: {_brief(error.controller_failure)}",
-            hint="`ray status` shows what the cluster has free; the same command goes on where it stopped",
-        )
-    failures = dict(getattr(error, "worker_failures", {}))
-    causes = [cause for failure in failures.values() for cause in _chain(failure)]
-    for cause in causes:
-        if isinstance(cause, CxrRayError):
-            return cause
-    lines = "".join(f"\n  - worker {rank}: {_brief(failure)}" for rank, failure in sorted(failures.items()))
-    return RunError(
-        f"training failed after {MAX_FAILURES} restarts:{lines or ' ' + _brief(error)}",
-        hint=f"the same command goes on after the last finished epoch of {out}; --debug shows the traceback",
-    )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error.__cause__
-
-
-def _brief(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[-1] if text else ''}"
 
 
 def _finish(out: str, manifest: RunManifest, answer: dict[str, Any]) -> RunManifest:

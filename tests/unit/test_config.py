@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cxr_ray.config import Recipe, apply_overrides, load_recipe, parse_settings, read_yaml, recipe_names
+from cxr_ray.config import Recipe, load_recipe, recipe_names
 from cxr_ray.errors import ConfigError
+from cxr_ray.settings import apply_overrides, parse_settings, read_yaml
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,13 +12,14 @@ PACKAGE = Path(__file__).parents[2] / "cxr_ray"
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "labels": {"errors"},
-    "config": {"errors", "labels"},
+    "settings": {"errors"},
+    "config": {"errors", "labels", "settings"},
     "storage": {"errors"},
     "cluster": {"errors"},
     "cpu": set(),
-    "imaging": {"errors", "labels", "config", "storage"},
+    "imaging": {"errors", "labels", "settings", "storage"},
 }
-_BASE = {"errors", "labels", "config", "storage", "cluster", "cpu", "imaging"}
+_BASE = {"errors", "labels", "settings", "config", "storage", "cluster", "cpu", "imaging"}
 ALLOWED |= {
     "data": _BASE,
     "models": _BASE,
@@ -26,7 +27,7 @@ ALLOWED |= {
     "training": _BASE | {"data", "models", "bundle"},
     "evaluation": _BASE | {"data", "models", "bundle"},
     "tuning": _BASE | {"data", "models", "bundle", "training", "evaluation"},
-    "serving": {"errors", "labels", "config", "storage", "cluster", "cpu", "imaging", "models", "bundle", "evaluation.explain"},
+    "serving": {"errors", "labels", "settings", "config", "storage", "cluster", "cpu", "imaging", "models", "bundle", "evaluation.explain"},
     "cli": _BASE | {"data", "models", "bundle", "training", "evaluation", "tuning", "serving"},
     "__init__": set(),
     "__main__": {"cli"},
@@ -35,6 +36,7 @@ RAY_EDGES = {
     "cluster.py",
     "data/ingest.py",
     "data/stream.py",
+    "training/launch.py",
     "training/trainer.py",
     "tuning/search.py",
     "serving/app.py",

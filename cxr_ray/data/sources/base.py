@@ -19,9 +19,9 @@ from urllib.parse import quote
 from pydantic import Field
 
 from cxr_ray import storage
-from cxr_ray.config import Settings
 from cxr_ray.errors import SourceError
 from cxr_ray.labels import LabelSet, Task
+from cxr_ray.settings import Settings
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".dcm", ".dicom", ""})
 """Suffixes, in lower case, of files that may be images; DICOM files often have none."""

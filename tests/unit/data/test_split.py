@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from cxr_ray.config import parse_settings
 from cxr_ray.data.sources import Folder, Source, read_folder, read_source, tables
 from cxr_ray.data.split import DROPPED, Split, SplitSpec, assign, make_split
 from cxr_ray.errors import ConfigError, DatasetError
+from cxr_ray.settings import parse_settings
 
 SPECS = [
     SplitSpec(),

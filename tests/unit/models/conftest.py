@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cxr_ray.config import BackboneConfig, ModelConfig, parse_settings
+from cxr_ray.config import BackboneConfig, ModelConfig
 from cxr_ray.models.backbones import Backbone, build_backbone
 from cxr_ray.models.classifier import Classifier, build_classifier
+from cxr_ray.settings import parse_settings
 
 BuildBackbone = Callable[..., Backbone]
 BuildClassifier = Callable[..., Classifier]

@@ -15,7 +15,7 @@ from cxr_ray.models.backbones import BACKBONES
 from cxr_ray.models.classifier import Classifier, build_classifier
 
 OURS = {
-    "demo", "cnn-lstm", "cnn", "mobilenetv3-lstm", "resnet18-lstm", "densenet121-lstm", "vgg19-lstm", "efficientnetb1-lstm",
+    "demo", "cnn-lstm", "cnn", "densenet121-lstm", "vgg19-lstm",
 }  # fmt: skip
 
 

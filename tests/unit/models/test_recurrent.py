@@ -29,7 +29,6 @@ def recurrent(channels: int = 6, **settings: Any) -> Recurrent:
         ({"kind": "gru", "layers": 2, "dropout": 0.1}, 5),
         ({"kind": "lstm", "bidirectional": True}, 10),
         ({"kind": "none"}, 6),
-        ({"kind": "none", "input_norm": True}, 6),
     ],
 )
 def test_width(settings: dict[str, Any], features: int) -> None:
@@ -83,14 +82,6 @@ def test_dropout_falls_on_the_output_in_training_only() -> None:
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
     assert recurrent(kind="lstm", layers=1, dropout=0.5).rnn.dropout == 0.0  # type: ignore[union-attr]
     assert recurrent(kind="lstm", layers=2, dropout=0.5).rnn.dropout == 0.5  # type: ignore[union-attr]
-
-
-def test_input_norm_takes_scale_and_shift_away() -> None:
-    module = recurrent(kind="lstm", input_norm=True)
-    sequence_BTD = noise(2, 7, 6)
-    torch.testing.assert_close(module(100 * sequence_BTD + 3), module(sequence_BTD), rtol=1e-3, atol=1e-4)
-    plain = recurrent(kind="lstm")
-    assert not torch.allclose(plain(100 * sequence_BTD + 3), plain(sequence_BTD), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "gates"), [("lstm", 4), ("gru", 3)])

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from cxr_ray.errors import ClusterError, DatasetError, RunError
-from cxr_ray.training.trainer import _explained, _interruptible
+from cxr_ray.training.launch import _explained, _interruptible
 
 
 def test_the_users_mistake_is_found_in_what_ray_reports() -> None:

@@ -1,0 +1,125 @@
+"""``train``: DATASET in, RUN or cross-validation out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cxr_ray.cli import console
+from cxr_ray.cli.console import Debug, Json
+from cxr_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cxr_ray.config import Recipe
+    from cxr_ray.training.progress import TrainProgress
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's commands."""
+    app.command()(train)
+
+
+def train(
+    recipe: Annotated[str, typer.Option(help="Name of a built-in recipe (cxr-ray recipes) or a YAML file.")],
+    data: Annotated[str, typer.Option(help="DATASET.")],
+    out: Annotated[str, typer.Option(help="RUN to write; an unfinished one of the same recipe and data goes on.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings as key=value, such as training.epochs=3.", metavar="KEY=VALUE")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Training workers; the batch is divided among them.")] = 1,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
+    fold: Annotated[int | None, typer.Option(min=0, help="Validate on this fold, train on the others.")] = None,
+    cv: Annotated[bool, typer.Option("--cv", help="Every fold in turn, each from scratch; pooled figures with intervals.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a RUN that stands at --out.")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; default: one on this machine.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a recipe with Ray Train; run again after a kill, it goes on where it stopped.
+
+    Example: cxr-ray train --recipe cnn-lstm --data dataset --out run training.epochs=20
+    """
+    from cxr_ray.cluster import connected
+    from cxr_ray.config import load_recipe
+
+    if cv and fold is not None:
+        raise ConfigError(["--cv trains every fold; --fold one of them"], where="train")
+    settings = load_recipe(recipe, overrides or [])
+    with connected(address):
+        if cv:
+            _cross_validate(settings, data, out, workers=workers, gpu=gpu, overwrite=overwrite)
+            return
+        from cxr_ray.training.trainer import train as run_train
+
+        result = run_train(settings, data, out, workers=workers, use_gpu=gpu, fold=fold, overwrite=overwrite, report=show_epoch)
+    run = result.run
+    best = run.best()
+    if result.already_finished:
+        console.say(f"{out} is finished already: the same recipe on the same data")
+    kept = f"kept epoch {best.epoch + 1} of {run.manifest.epochs}"
+    console.say(kept + (f": {best.metric} {best.value:.4f}" if best.value is not None else " (the last)"))
+    console.result(
+        {
+            "run": out,
+            "fingerprint": run.manifest.fingerprint,
+            "epochs": run.manifest.epochs,
+            "best": {"epoch": best.epoch, "metric": best.metric, "value": best.value},
+            "resumed_after": result.resumed_after,
+            "already_finished": result.already_finished,
+            "history": [asdict(record) for record in run.history()],
+        },
+        next_step=f"cxr-ray evaluate {out} --data {data} --out REPORT",
+    )
+
+
+def show_epoch(progress: TrainProgress) -> None:
+    """One line an epoch."""
+    record = progress.record
+    parts = [f"epoch {record.epoch + 1:3d}/{progress.epochs}", f"loss {record.train_loss:.4f}"]
+    named = (
+        ("val loss", record.val_loss),
+        ("accuracy", record.val_accuracy),
+        ("macro F1", record.val_macro_f1),
+        ("AUROC", record.val_macro_auroc),
+    )
+    parts += [f"{name} {value:.4f}" for name, value in named if value is not None]
+    parts += [f"{record.images_per_second:.0f} images/s", f"{progress.seconds_left:.0f} s left"]
+    console.say("  ".join(parts))
+
+
+def _cross_validate(settings: Recipe, data: str, out: str, *, workers: int, gpu: bool, overwrite: bool) -> None:
+    from cxr_ray.data.shards import open_dataset
+    from cxr_ray.evaluation.crossval import pooled_metrics
+    from cxr_ray.training.crossval import cross_validate
+
+    def show(fold: int, progress: TrainProgress) -> None:
+        if progress.record.epoch == 0:
+            console.say(f"fold {fold}")
+        show_epoch(progress)
+
+    done = cross_validate(settings, data, out, workers=workers, use_gpu=gpu, overwrite=overwrite, report=show)
+    chosen = ("The held-out folds chose the epoch, which flatters them.",) if done.summary["held_out_folds_chose_the_epoch"] else ()
+    metrics = pooled_metrics(done.predictions(), open_dataset(data), out, recipe=settings.name, warnings=chosen)
+    console.table(
+        f"{len(done.summary['folds'])} folds, each from scratch",
+        ["fold", "images", "accuracy", "macro F1"],
+        [[str(fold["fold"]), str(fold["n"]), f"{fold['accuracy']:.4f}", f"{fold['macro_f1']:.4f}"] for fold in done.summary["folds"]],
+    )
+    say_metrics(metrics)
+    console.result({"cv": out, "folds": done.summary["folds"], "pooled": metrics}, next_step=f"open {out}/report.html")
+
+
+def say_metrics(metrics: dict[str, Any]) -> None:
+    """The headline figures with their intervals."""
+    console.say(f"{metrics['split']}: {metrics['n']} images of {metrics['patients']} patients")
+    for key, name in (("accuracy", "accuracy"), ("macro_f1", "macro F1"), ("macro_auroc", "macro AUROC"), ("ece", "calibration error")):
+        figure = metrics[key]
+        if figure["value"] is None:
+            console.say(f"  {name:18} undefined")
+        else:
+            low, high = figure["ci95"]
+            console.say(f"  {name:18} {figure['value']:.4f}  (95 % {low:.4f} to {high:.4f}, by patient)")
+    for warning in metrics.get("warnings", ()):
+        console.say(f"[bold yellow]note:[/] {warning}")
