@@ -38,6 +38,7 @@ def test_groups(make_classifier: MakeClassifier) -> None:
         "head.1.weight",
         "head.5.weight",
     }
+    assert {"recurrent.rnn.bias_ih_l0", "head.2.weight", "head.5.bias"} <= names_in(model, groups[3])
     torch.optim.AdamW(groups, lr=1.0)
 
 
