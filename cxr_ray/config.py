@@ -58,6 +58,8 @@ class RnnConfig(Settings):
     """Of the candidate state and, for the LSTM, of the output. ``relu`` (the scripts of papers 001 and 003) has no fast kernel."""
     trainable: bool = True
     """False keeps the RNN at its random start (the scripts of papers 001 and 003 do so)."""
+    batch_norm: bool = False
+    """Of the output sequence, channel by channel (the scripts of papers 001 and 003 have it). Unused with ``kind: none``."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Applied to the output sequence, and between layers."""
     readout: Literal["last", "mean", "attention", "sequence"] = "last"
@@ -251,6 +253,17 @@ class Recipe(Settings):
     feed: FeedConfig = FeedConfig()
     training: TrainingConfig = TrainingConfig()
     cross_validation: CrossValidationConfig = CrossValidationConfig()
+
+    @model_validator(mode="after")
+    def _only_what_is_constant_is_kept(self) -> Self:
+        if not self.training.cache_features:
+            return self
+        backbone = self.model.backbone
+        if backbone.freeze_stages != -1 or backbone.unfreeze_epoch is not None or backbone.train_norms:
+            raise ValueError("training.cache_features needs model.backbone.freeze_stages -1, without unfreeze_epoch and train_norms")
+        if self.augment not in ("none", ()) or self.training.mixup_alpha:
+            raise ValueError("training.cache_features needs augment 'none' and no mixup: each epoch must see the same images")
+        return self
 
     def without_rnn(self) -> Recipe:
         """The control: the same network and budget, its sequence read without an RNN (``last`` becomes the mean over steps)."""

@@ -120,15 +120,20 @@ def validate(
     """
     from cxr_ray.config import RECIPE_DIRECTORY, load_recipe
     from cxr_ray.data.augment import build_augmentation
+    from cxr_ray.reproduction.plan import PLAN_DIRECTORY, load_plan
+    from cxr_ray.settings import read_yaml
 
-    named = paths or [RECIPE_DIRECTORY]
+    named = paths or [RECIPE_DIRECTORY, PLAN_DIRECTORY]
     files = [file for path in named for file in (sorted(path.rglob("*.yaml")) if path.is_dir() else [path])]
     if not files:
         raise ConfigError(["no .yaml files"], where=", ".join(map(str, named)))
     faults: list[str] = []
     for file in files:
         try:
-            build_augmentation(load_recipe(str(file)).augment)
+            if "entries" in read_yaml(file):
+                load_plan(str(file))
+            else:
+                build_augmentation(load_recipe(str(file)).augment)
         except ConfigError as error:
             faults += [f"{file.name}: {fault}" for fault in error.faults]
     if faults:
@@ -142,13 +147,16 @@ def recipes(json: Json = False, debug: Debug = False) -> None:
 
     Example: cxr-ray recipes --json
     """
+    import torch
+
     from cxr_ray.config import load_recipe, recipe_names
     from cxr_ray.models.classifier import build_classifier, count_parameters
 
     listed: list[dict[str, Any]] = []
     for name in recipe_names():
         recipe = load_recipe(name)
-        model = build_classifier(recipe.model, 3, mean=0.5, std=0.25, image_size=(224, 224), load_weights=False)
+        with torch.device("meta"):  # without memory or work: some have 200 million parameters
+            model = build_classifier(recipe.model, 3, mean=0.5, std=0.25, image_size=(224, 224), load_weights=False)
         counts = count_parameters(model)
         listed.append(
             {"name": name, "paper": recipe.paper, "parameters": counts["total"], "parts": counts, "description": recipe.description}

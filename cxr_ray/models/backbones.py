@@ -5,28 +5,28 @@ Shapes: B images, 1 or C channels, H x W pixels.
     x_B1HW   grey images, normalised with the mean and std of the training part
     map_BCHW the feature map
 
-A further backbone is one builder in ``networks`` and one line in :data:`BACKBONES`.
+A further backbone is one builder in ``networks`` and one line in :data:`BACKBONES`; those of torchvision and timm need neither
+(``torchvision:NAME``, ``timm:NAME``).
 """
 
 from __future__ import annotations
 
-import difflib
+import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self
 
-import torch
 import torchvision.models as tv
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from cxr_ray.config import BackboneConfig
 from cxr_ray.errors import ModelError
-from cxr_ray.models import networks
+from cxr_ray.models import networks, other_networks
 from cxr_ray.models.networks import Network
-from cxr_ray.models.weights import fold_first_conv, load_weights
+from cxr_ray.models.other_networks import TimmWeights, on_meta, unknown_backbone
+from cxr_ray.models.weights import Published, fold_first_conv, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +44,16 @@ class BackboneSpec:
 
     build: Callable[[], Network]
     stage: str
-    published: tv.WeightsEnum | None = None
+    published: Published | None = None
     min_size: int = 32
 
 
+NORMS = (nn.modules.batchnorm._BatchNorm,)
+"""What ``train_norms`` lets learn: batch norm of any dimension, synchronised or not."""
+
 _ENTRY = "each an entry of torchvision's `features`"
 _RESNET = "stem, layer1 … layer4"
+_BLOCK = "each a block of convolutions with its max-pool"
 
 BACKBONES: Mapping[str, BackboneSpec] = MappingProxyType(
     {
@@ -63,9 +67,42 @@ BACKBONES: Mapping[str, BackboneSpec] = MappingProxyType(
         "efficientnet_b0": BackboneSpec(networks.efficientnet_b0, _ENTRY, tv.EfficientNet_B0_Weights.DEFAULT),
         "efficientnet_b1": BackboneSpec(networks.efficientnet_b1, _ENTRY, tv.EfficientNet_B1_Weights.DEFAULT),
         "densenet121": BackboneSpec(networks.densenet121, "stem, four dense blocks with their transitions", tv.DenseNet121_Weights.DEFAULT),
-        "vgg19": BackboneSpec(networks.vgg19, "each a block of convolutions with its max-pool", tv.VGG19_Weights.DEFAULT),
+        "vgg19": BackboneSpec(networks.vgg19, _BLOCK, tv.VGG19_Weights.DEFAULT),
+        "inception_v3": BackboneSpec(
+            networks.inception_v3, "each a convolution or Inception block", tv.Inception_V3_Weights.DEFAULT, min_size=75
+        ),
+        "inception_resnet_v2": BackboneSpec(
+            other_networks.inception_resnet_v2,
+            "each a convolution, Inception block or group of residual blocks",
+            TimmWeights("inception_resnet_v2"),
+            min_size=75,
+        ),
+        # timm's publisher has no ImageNet weights of this depth and width
+        "resnetv2_152": BackboneSpec(other_networks.resnetv2_152, "stem and four groups of residual blocks"),
+        "croup_cnn": BackboneSpec(networks.croup_cnn, _BLOCK, min_size=4),
+        "islam_cnn": BackboneSpec(networks.islam_cnn, _BLOCK),
+        "islam_cnn_bn": BackboneSpec(networks.islam_cnn_bn, _BLOCK),
     }
 )
+
+
+def backbone_spec(name: str) -> BackboneSpec:
+    """What is known of a backbone of the registry, of torchvision or of timm; nothing is built.
+
+    Raises:
+        ModelError: Unknown name; the message names those nearest to it. (timm's names are only looked at when the network is built.)
+    """
+    publisher, colon, theirs = name.partition(":")
+    if colon and publisher == "torchvision":
+        build = functools.partial(other_networks.torchvision_network, theirs)
+        known = theirs in tv.list_models(module=tv)
+        return BackboneSpec(build, "as torchvision's layers follow each other", tv.get_model_weights(theirs).DEFAULT if known else None)
+    if colon and publisher == "timm":
+        build = functools.partial(other_networks.timm_network, theirs)
+        return BackboneSpec(build, "stem and groups of blocks, or one in all", TimmWeights(theirs))
+    if name not in BACKBONES:
+        raise unknown_backbone(name, list(BACKBONES), where=f"{', '.join(BACKBONES)}, torchvision:NAME, timm:NAME")
+    return BACKBONES[name]
 
 
 class Backbone(nn.Module):
@@ -94,7 +131,8 @@ class Backbone(nn.Module):
             )
         self.name, self.channels, self.min_size = name, network.channels, spec.min_size
         self.in_channels, self.first_conv = config.in_channels, network.first_conv
-        self.unfreeze_epoch = config.unfreeze_epoch
+        self.publisher_root = network.publisher_root
+        self.unfreeze_epoch, self.train_norms = config.unfreeze_epoch, config.train_norms
         self.freeze_stages = count if config.freeze_stages == -1 else config.freeze_stages
         self.stage_names = network.stages
         self.frozen_stages = 0
@@ -102,7 +140,7 @@ class Backbone(nn.Module):
         for part, module in network.parts.items():
             self.add_module(part, module)
         if self.in_channels == 1:
-            _narrow(self.get_submodule(network.first_conv))
+            _narrow(self.get_submodule(network.first_conv), name)
         self.set_epoch(0)
 
     @property
@@ -125,7 +163,8 @@ class Backbone(nn.Module):
     def set_epoch(self, epoch: int) -> bool:
         """Freeze or free the first ``freeze_stages`` stages as the configuration says for this epoch (0 is the first).
 
-        A frozen stage does not learn and is in evaluation mode whatever :meth:`train` says: its batch norm statistics stay.
+        A frozen stage does not learn and is in evaluation mode whatever :meth:`train` says: its batch norm statistics stay. With
+        ``train_norms`` its batch norms alone learn and follow their batches.
 
         Returns:
             Whether anything changed. Distributed wrappers must then be made anew; optimiser groups need not (``parameter_groups``).
@@ -136,8 +175,20 @@ class Backbone(nn.Module):
         for stage in self.stages[: self.freeze_stages]:
             for module in stage:
                 module.requires_grad_(frozen == 0)
+                for norm in self._learning_norms(module):
+                    norm.requires_grad_(True)
         self.train(self.training)
         return changed
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the map follows from the image alone for the whole run, so that it may be computed once and kept."""
+        whole = self.freeze_stages == len(self.stages) and self.unfreeze_epoch is None
+        return whole and not any(self._learning_norms(self))
+
+    def _learning_norms(self, module: nn.Module) -> Iterator[nn.Module]:
+        """The batch norms in a module that is frozen which learn all the same."""
+        return (child for child in module.modules() if self.train_norms and isinstance(child, NORMS))
 
     def train(self, mode: bool = True) -> Self:
         """As ``nn.Module.train``, but frozen stages stay in evaluation mode."""
@@ -145,13 +196,18 @@ class Backbone(nn.Module):
         for stage in self.stages[: self.frozen_stages]:
             for module in stage:
                 module.eval()
+                for norm in self._learning_norms(module):
+                    norm.train(mode)
         return self
 
     def never_learning(self) -> set[Tensor]:
         """Parameters that are frozen for good: an optimiser need not know them."""
         if self.unfreeze_epoch is not None:
             return set()
-        return {parameter for stage in self.stages[: self.freeze_stages] for module in stage for parameter in module.parameters()}
+        frozen = [module for stage in self.stages[: self.freeze_stages] for module in stage]
+        norms: set[Tensor] = {parameter for module in frozen for norm in self._learning_norms(module) for parameter in norm.parameters()}
+        every: set[Tensor] = {parameter for module in frozen for parameter in module.parameters()}
+        return every - norms
 
     def map_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the feature map of an image; nothing is computed.
@@ -161,11 +217,16 @@ class Backbone(nn.Module):
         """
         if min(height, width) < self.min_size:
             raise ModelError(f"images of {height}x{width} are too small for backbone {self.name}: at least {self.min_size}x{self.min_size}")
-        shapes = {key: torch.empty_like(tensor, device="meta") for key, tensor in self.state_dict().items()}
-        training = self.training
-        self.eval()  # batch norm in training mode refuses one pixel of one image
-        map_BCHW = functional_call(self, shapes, (torch.empty(1, 1, height, width, device="meta"),))
-        self.train(training)
+        try:
+            map_BCHW = on_meta(self, 1, 1, height, width)
+        except (RuntimeError, AssertionError, ValueError) as error:  # what torch and timm say of a size that does not suit a network
+            several = ":" in self.name and self.in_channels == 1  # some networks' image enters more than one convolution
+            raise ModelError(
+                f"images of {height}x{width} do not suit backbone {self.name} ({error})",
+                hint="model.backbone.in_channels=3, or images of the size it is made for" if several else None,
+            ) from None
+        if 0 in map_BCHW.shape:
+            raise ModelError(f"images of {height}x{width} are too small for backbone {self.name}: nothing is left of them in its map")
         return map_BCHW.shape[2], map_BCHW.shape[3]
 
     def extra_repr(self) -> str:
@@ -186,24 +247,29 @@ def build_backbone(config: BackboneConfig, *, load: bool = True) -> Backbone:
         ModelError: Unknown name, too many frozen stages, or weights that cannot be had or do not fit.
         StorageError: A weight file cannot be read.
     """
-    spec = BACKBONES.get(config.name)
-    if spec is None:
-        close = difflib.get_close_matches(config.name, BACKBONES, n=1)
-        raise ModelError(
-            f"unknown backbone {config.name!r}; there are: {', '.join(BACKBONES)}",
-            hint=f"model.backbone.name={close[0]}" if close else None,
-        )
+    spec = backbone_spec(config.name)
     backbone = Backbone(config.name, spec.build(), config, spec)
     if load:
-        load_weights(backbone, config.weights, name=config.name, first_conv=backbone.first_conv, published=spec.published)
+        root = backbone.publisher_root
+        load_weights(
+            backbone.get_submodule(root),
+            config.weights,
+            name=config.name,
+            first_conv=backbone.first_conv.removeprefix(f"{root}."),
+            published=spec.published,
+        )
         if config.weights == "none" and config.freeze_stages:
             logger.warning("backbone %s: %d stages are frozen with random weights", config.name, backbone.freeze_stages)
     return backbone
 
 
-def _narrow(convolution: nn.Module) -> None:
+def _narrow(convolution: nn.Module, name: str) -> None:
     """Turn the first convolution, in place, from three input channels to one with the same output for grey images."""
-    if not isinstance(convolution, nn.Conv2d):
-        raise TypeError(f"first_conv of a network must be a Conv2d, not {type(convolution).__name__}")
+    # timm's weight-standardised convolutions (StdConv2d …) scale the kernel as a whole: a folded one would give another output
+    if not isinstance(convolution, nn.Conv2d) or "Std" in type(convolution).__name__ or convolution.in_channels != 3:
+        raise ModelError(
+            f"the first layer of backbone {name}, a {type(convolution).__name__}, cannot be narrowed to one channel",
+            hint="model.backbone.in_channels=3",
+        )
     convolution.weight = nn.Parameter(fold_first_conv(convolution.weight.detach()))
     convolution.in_channels = 1

@@ -1,6 +1,6 @@
 """The whole network: uint8 images -> logits.
 
-Shapes: B images, H x W pixels, C = D channels of the feature map (h x w), T = h * w steps, F features, K labels.
+Shapes: B images, H x W pixels, C channels of the feature map (h x w), read as T steps, F features, K labels.
 
     images      (B, H, W) or (B, 1, H, W), 0 … 255
     map_BCHW    the backbone's feature map
@@ -21,9 +21,11 @@ from cxr_ray.errors import ModelError
 from cxr_ray.models.backbones import Backbone, build_backbone
 from cxr_ray.models.parameters import count_parameters, parameter_groups
 from cxr_ray.models.recurrent import AttentionPooling, Recurrent, build_readout
-from cxr_ray.models.sequence import PixelSequence
+from cxr_ray.models.sequence import FLATTEN, PixelSequence
 
 __all__ = ["Classifier", "build_classifier", "count_parameters"]
+
+_PIXEL_ORDER = "model.sequence.order=horizontal"
 
 
 class Classifier(nn.Module):
@@ -61,22 +63,27 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
         self.map_size = backbone.map_size(*image_size)
-        """(height, width) of the feature map; their product is the length of the sequence."""
+        """(height, width) of the feature map."""
         self.backbone = backbone
         self.sequence = PixelSequence(config.sequence.order, *self.map_size)
-        self.recurrent = Recurrent(backbone.channels, config.rnn)
-        self.readout, features = build_readout(config.rnn, self.recurrent.out_features, self.map_size[0] * self.map_size[1])
+        self.recurrent = Recurrent(self.sequence.width_of(backbone.channels), config.rnn)
+        self.readout, features = build_readout(config.rnn, self.recurrent.out_features, self.sequence.steps)
         self.num_features = features
         """F: width of what the head sees."""
         self.head = _build_head(config.head, features, num_outputs)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, *, is_map: bool = False) -> Tensor:
         """(B, H, W) or (B, 1, H, W), uint8 or float in 0 … 255 -> logits (B, K) float32.
+
+        Args:
+            images: The images; or, with ``is_map``, what :meth:`feature_map` made of them.
+            is_map: Whether the backbone's part is done. So that a wrapper such as ``DistributedDataParallel``, which only knows
+                ``forward``, also trains from maps that are kept.
 
         Raises:
             ModelError: The images have another shape or size than the network was built for.
         """
-        return self.classify_map(self.feature_map(images))
+        return self.classify_map(images if is_map else self.feature_map(images))
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Images as for :meth:`forward` -> (B, C, h, w), the backbone's output (Grad-CAM's layer)."""
@@ -94,8 +101,10 @@ class Classifier(nn.Module):
         """Images as for :meth:`forward` -> (B, h, w) float32 summing to 1: how much each pixel of the map counts.
 
         Raises:
-            ModelError: The readout is not ``attention``.
+            ModelError: The readout is not ``attention``, or there is but one step (order ``flatten``).
         """
+        if self.sequence.order == FLATTEN:
+            raise ModelError("no attention to show: with model.sequence.order flatten the whole map is one step", hint=_PIXEL_ORDER)
         if not isinstance(self.readout, AttentionPooling):
             raise ModelError(f"no attention to show: model.rnn.readout is {self.config.rnn.readout!r}", hint="model.rnn.readout=attention")
         weights_BT = self.readout.weights(self.recurrent(self.sequence(self.feature_map(images))))

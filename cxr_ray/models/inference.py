@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from cxr_ray.errors import ModelError
 from cxr_ray.labels import Task
 from cxr_ray.models.classifier import Classifier
+from cxr_ray.models.ensemble import Ensemble
 
 
 def predict_probabilities(
-    model: Classifier, images: npt.NDArray[np.uint8], task: Task, batch_size: int = 64, device: str | torch.device | None = None
+    model: Classifier | Ensemble, images: npt.NDArray[np.uint8], task: Task, batch_size: int = 64, device: str | torch.device | None = None
 ) -> npt.NDArray[np.float32]:
     """What the network makes of each image, in evaluation mode and without gradients; the mode it had before is restored.
 

@@ -12,12 +12,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from posixpath import basename, splitext
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum
 
 from cxr_ray import storage
 from cxr_ray.errors import ModelError
@@ -25,6 +25,18 @@ from cxr_ray.errors import ModelError
 logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
+
+
+class Published(Protocol):
+    """What ``weights: default`` downloads: torchvision's ``WeightsEnum``, or timm's weights in the same dress."""
+
+    @property
+    def url(self) -> str:
+        """Where a person fetches the file; empty where there is none."""
+
+    def get_state_dict(self, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
+        """The tensors, downloaded once and then from the publisher's cache."""
+
 
 LISTED = 20
 """So many keys of a kind are named in a message; then their number."""
@@ -36,7 +48,7 @@ _LEGACY_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 """The published DenseNet files are older than the rule that a module's name holds no dot: ``norm.1`` is ``norm1``."""
 
 
-def load_weights(module: nn.Module, weights: str, *, name: str, first_conv: str, published: WeightsEnum | None) -> None:
+def load_weights(module: nn.Module, weights: str, *, name: str, first_conv: str, published: Published | None) -> None:
     """Fill a backbone's parameters and statistics in place.
 
     Every tensor of the backbone must be in the file with its shape (counters of batch norm may lack); tensors outside the backbone,
@@ -44,7 +56,7 @@ def load_weights(module: nn.Module, weights: str, *, name: str, first_conv: str,
     the backbone has one: the sum over its input channels gives the same output as the grey image repeated three times.
 
     Args:
-        module: The backbone, its keys as torchvision names them.
+        module: The backbone, its keys as their publisher names them.
         weights: ``none`` (nothing happens), ``default`` (downloaded once, then kept in torch's cache), or a path/URI.
         name: The backbone's name, for messages.
         first_conv: Dotted name of the convolution that sees the image.
@@ -116,13 +128,13 @@ def _tensors(content: object, location: str) -> State:
     raise ModelError(f"{location} holds no weights: expected tensors by name, at the top or under state_dict; it holds {held or 'nothing'}")
 
 
-def _download(name: str, published: WeightsEnum | None) -> State:
-    if published is None:
+def _download(name: str, published: Published | None) -> State:
+    if published is None or not published.url:
         raise ModelError(f"backbone {name} has no published weights", hint="model.backbone.weights=none, or the path of a weight file")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # torch announces the download; stdout is for results
             return dict(published.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, http.client.HTTPException, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, ValueError, http.client.HTTPException, pickle.UnpicklingError) as error:
         file = basename(published.url)
         raise ModelError(
             f"the published weights of {name}, {file}, could not be downloaded ({type(error).__name__}: {error})",
@@ -136,7 +148,7 @@ def _fit(module: nn.Module, found: Mapping[str, Tensor], *, first_conv: str, whe
     found = {_LEGACY_DENSENET.sub(r"\1\2", key): tensor for key, tensor in found.items()}
     prefix = _prefix(expected, found)
     given = {key.removeprefix(prefix): tensor for key, tensor in found.items() if key.startswith(prefix)}
-    parts = {part for part, _ in module.named_children()}
+    parts = {key.split(".", 1)[0] for key in expected}
     state = {key: tensor for key, tensor in given.items() if key in expected}
     first_key = f"{first_conv}.weight"
     if first_key in state and state[first_key].ndim == 4 and (state[first_key].shape[1], expected[first_key].shape[1]) == (3, 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,14 +18,17 @@ from cxr_ray.models.backbones import BACKBONES, Backbone, build_backbone
 
 MakeBackbone = Callable[..., Backbone]
 
-NAMES = list(BACKBONES)
+LARGE = {"inception_v3", "inception_resnet_v2", "resnetv2_152"}
+"""Looked at without content (test_other_networks.py), and trained by tests/integration/test_recipes.py."""
+NAMES = [name for name in BACKBONES if name not in LARGE]
 PROMISED = {
     "small_cnn", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet18", "resnet34",
-    "efficientnet_b0", "efficientnet_b1", "densenet121", "vgg19",
+    "efficientnet_b0", "efficientnet_b1", "densenet121", "vgg19", "croup_cnn", "islam_cnn", "islam_cnn_bn",
 }  # fmt: skip
 STAGES = {
     "small_cnn": 5, "mobilenet_v2": 19, "mobilenet_v3_small": 13, "mobilenet_v3_large": 17, "resnet18": 5, "resnet34": 5, "resnet50": 5,
     "efficientnet_b0": 9, "efficientnet_b1": 9, "densenet121": 5, "vgg19": 5,
+    "croup_cnn": 2, "islam_cnn": 5, "islam_cnn_bn": 5,
 }  # fmt: skip
 
 
@@ -42,7 +46,8 @@ def statistics(modules: tuple[nn.Module, ...]) -> list[Tensor]:
 
 
 def test_registry_holds_what_is_promised() -> None:
-    assert set(NAMES) >= PROMISED
+    assert set(NAMES) == PROMISED | {"resnet50"}
+    assert set(BACKBONES) == set(NAMES) | LARGE
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -66,7 +71,7 @@ def test_feature_map(settled: Backbone) -> None:
     assert smallest.shape == (1, settled.channels, 1, 1)
     assert map_BCHW.isfinite().all()
     assert 1e-3 < map_BCHW.std() < 1e3  # neither vanished nor exploded
-    assert settled.map_size(224, 160) == ((14, 10) if settled.name == "small_cnn" else (7, 5))
+    assert settled.map_size(224, 160) == {"small_cnn": (14, 10), "croup_cnn": (56, 40)}.get(settled.name, (7, 5))
 
 
 def test_reloaded_state_gives_equal_output(settled: Backbone, make_backbone: MakeBackbone) -> None:
@@ -195,7 +200,7 @@ def test_too_many_frozen_stages_says_how_many_there_are(make_backbone: MakeBackb
 
 
 def test_unknown_name_lists_the_known_ones_and_the_nearest(make_backbone: MakeBackbone) -> None:
-    with pytest.raises(ModelError, match=r"'resnet19'; there are: small_cnn, (.|\n)*try: model.backbone.name=resnet18"):
+    with pytest.raises(ModelError, match=r"'resnet19': none of small_cnn, .*timm:NAME; close: (.|\n)*try: model.backbone.name=resnet18"):
         make_backbone("resnet19")
 
 
@@ -220,6 +225,71 @@ def test_the_seed_decides_the_weights_and_one_channel_draws_as_three_do() -> Non
     assert torch.equal(torch.rand(1), after_one)
     assert torch.equal(one.features[0][0].weight, three.features[0][0].weight.sum(1, keepdim=True))
     assert torch.equal(one.features[5].block[0][0].weight, three.features[5].block[0][0].weight)
+
+
+def test_frozen_stages_with_train_norms_learn_their_norms_alone(make_backbone: MakeBackbone) -> None:
+    """As the scripts of papers 001 and 003: convolutions as drawn, batch norms that follow their batches."""
+    backbone = make_backbone("islam_cnn_bn", in_channels=3, freeze_stages=-1, train_norms=True).train()
+    norms = {f"features.{index}.{name}" for index in (4, 10, 16, 24, 32) for name in ("weight", "bias")}
+    assert {key for key, parameter in backbone.named_parameters() if parameter.requires_grad} == norms
+    for index, module in enumerate(backbone.features):
+        assert module.training == (index in (4, 10, 16, 24, 32)), index
+    never = backbone.never_learning()
+    assert {key for key, parameter in backbone.named_parameters() if parameter not in never} == norms
+    before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
+    backbone(normal(4)).square().mean().backward()
+    assert {key for key, p in backbone.named_parameters() if p.grad is not None and p.grad.any()} == norms
+    after = backbone.state_dict()
+    moved = {key for key, tensor in after.items() if not torch.equal(tensor, before[key])}
+    assert moved == {f"features.{i}.{name}" for i in (4, 10, 16, 24, 32) for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert not any(module.training for module in backbone.eval().modules())
+
+
+def test_train_norms_ends_with_the_freeze(make_backbone: MakeBackbone) -> None:
+    backbone = make_backbone("small_cnn", freeze_stages=3, train_norms=True, unfreeze_epoch=2).train()
+    assert not backbone.blocks[0][0].weight.requires_grad
+    assert backbone.blocks[0][1].weight.requires_grad
+    assert backbone.blocks[0][1].training
+    assert not backbone.blocks[0][2].training
+    assert backbone.set_epoch(2)
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    assert backbone.set_epoch(0)
+    assert not backbone.blocks[0][0].weight.requires_grad
+    assert backbone.blocks[0][1].weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("settings", "constant"),
+    [
+        ({"name": "small_cnn", "freeze_stages": -1}, True),
+        ({"name": "small_cnn", "freeze_stages": 5}, True),
+        ({"name": "small_cnn", "freeze_stages": 4}, False),
+        ({"name": "small_cnn"}, False),
+        ({"name": "small_cnn", "freeze_stages": -1, "unfreeze_epoch": 9}, False),
+        ({"name": "small_cnn", "freeze_stages": -1, "train_norms": True}, False),
+        ({"name": "islam_cnn", "freeze_stages": -1, "train_norms": True}, True),  # it has none
+    ],
+)
+def test_is_constant(make_backbone: MakeBackbone, settings: dict[str, Any], constant: bool) -> None:
+    backbone = make_backbone(**settings).train()
+    assert backbone.is_constant == constant
+    backbone.set_epoch(3)
+    assert backbone.is_constant == constant
+    with torch.inference_mode():
+        first, second = backbone(normal(4)), backbone(normal(4)[:2])
+    if constant:  # neither dropout nor the other images of the batch matter
+        torch.testing.assert_close(first[:2], second)
+
+
+def test_three_channels_of_a_grey_image_are_a_view(make_backbone: MakeBackbone) -> None:
+    backbone = make_backbone("croup_cnn", in_channels=3)
+    seen: list[Tensor] = []
+    backbone.features[0].register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    image = normal(2)
+    backbone(image)
+    assert seen[0].shape == (2, 3, 64, 64)
+    assert seen[0].data_ptr() == image.data_ptr()
+    assert seen[0].stride(1) == 0
 
 
 def test_random_frozen_stages_are_reported(make_backbone: MakeBackbone, caplog: pytest.LogCaptureFixture) -> None:

@@ -120,6 +120,26 @@ def test_attention_map_lies_as_the_image_does(make_classifier: MakeClassifier, g
         make_classifier().attention_map(grey(2))
 
 
+def test_whole_map_as_one_step(make_classifier: MakeClassifier, grey: Grey) -> None:
+    model = make_classifier(sequence={"order": "flatten"}, rnn={"hidden_size": 7}, backbone={"name": "croup_cnn"}, size=(32, 40))
+    assert model.recurrent.rnn is not None
+    assert model.recurrent.rnn.input_size == 16 * 8 * 10
+    assert model(grey(2, 32, 40)).shape == (2, 3)
+    attention = make_classifier(sequence={"order": "flatten"}, rnn={"readout": "attention"})
+    assert attention(grey(2)).shape == (2, 3)
+    with pytest.raises(ModelError, match=r"the whole map is one step(.|\n)*model.sequence.order=horizontal"):
+        attention.attention_map(grey(2))
+
+
+@pytest.mark.parametrize("frozen", [0, -1])
+def test_forward_of_a_kept_map_is_forward_of_the_image(make_classifier: MakeClassifier, grey: Grey, frozen: int) -> None:
+    model = make_classifier(backbone={"name": "small_cnn", "freeze_stages": frozen}).eval()
+    expected = model(grey(2))
+    map_BCHW = model.feature_map(grey(2)).detach()
+    model.backbone.register_forward_pre_hook(lambda *_: pytest.fail("the backbone ran"))
+    assert torch.equal(model(map_BCHW, is_map=True), expected)
+
+
 def test_grad_cam_needs_only_the_rest_of_a_frozen_network(make_classifier: MakeClassifier, grey: Grey) -> None:
     model = make_classifier(backbone={"name": "small_cnn", "freeze_stages": -1}).eval()
     map_BCHW = model.feature_map(grey(2)).detach().requires_grad_()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cxr_ray.models.classifier import Classifier
-from cxr_ray.models.parameters import count_parameters
+from cxr_ray.models.parameters import count_flops, count_parameters, layer_parameters
 
 MakeClassifier = Callable[..., Classifier]
 
@@ -69,12 +69,56 @@ def test_counts(make_classifier: MakeClassifier) -> None:
     first = 24 * 25 + 2 * 24
     assert count_parameters(model) == {
         "backbone": 348_264,
-        "rnn": 4 * 10 * (160 + 10 + 2),
+        "rnn": 4 * 10 * (160 + 10 + 1),
         "readout": 10 * 10 + 10 + 10,
         "head": 10 * 6 + 6 + 6 * 3 + 3,
-        "total": 348_264 + 6_880 + 120 + 87,
-        "learning": 348_264 + 6_880 + 120 + 87 - first,
+        "total": 348_264 + 6_840 + 120 + 87,
+        "learning": 348_264 + 6_840 + 120 + 87 - first,
     }
+
+
+def test_a_frozen_rnn_is_in_no_group_and_in_the_state(make_classifier: MakeClassifier) -> None:
+    model = make_classifier(rnn={"hidden_size": 4, "trainable": False, "batch_norm": True})
+    names = {name for group in model.parameter_groups(0.1) for name in names_in(model, group)}
+    assert names == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for name, _ in model.named_parameters()} - names == {
+        f"recurrent.rnn.{name}_l0" for name in ("weight_ih", "weight_hh", "bias_ih")
+    }
+    assert "recurrent.rnn.weight_hh_l0" in model.state_dict()
+    assert {"recurrent.norm.weight", "recurrent.norm.bias"} <= names
+
+
+def test_layers(make_classifier: MakeClassifier) -> None:
+    model = make_classifier(backbone={"name": "croup_cnn", "in_channels": 3}, rnn={"kind": "gru", "hidden_size": 5}, head={"sizes": [4]})
+    assert layer_parameters(model) == {
+        "backbone.features.0": 8 * (27 + 1),
+        "backbone.features.3": 16 * (72 + 1),
+        "recurrent.rnn": 3 * 5 * (16 + 5 + 2),
+        "head.1": 5 * 4 + 4,
+        "head.4": 4 * 3 + 3,
+    }
+
+
+def test_operations_by_hand(make_classifier: MakeClassifier) -> None:
+    settings = {"backbone": {"name": "croup_cnn", "in_channels": 3}, "head": {"sizes": [4]}, "size": (8, 12)}
+    convolutions = 2 * (8 * 12 * 8 * 27 + 4 * 6 * 16 * 72)
+    rnn = {"kind": "lstm", "hidden_size": 5, "layers": 2, "bidirectional": True, "readout": "attention"}
+    lstm = 2 * (2 * 3) * 2 * 4 * 5 * ((16 + 5) + (10 + 5))
+    attention = 2 * (2 * 3) * (10 * 10 + 10)
+    assert count_flops(make_classifier(rnn=rnn, **settings)) == convolutions + lstm + attention + 2 * (10 * 4 + 4 * 3)
+    without = {"kind": "none", "readout": "sequence"}
+    assert count_flops(make_classifier(rnn=without, **settings)) == convolutions + 2 * (6 * 16 * 4 + 4 * 3)
+    whole = {"kind": "gru", "hidden_size": 5, "activation": "relu"}
+    flat = make_classifier(rnn=whole, sequence={"order": "flatten"}, **settings)
+    assert count_flops(flat) == convolutions + 2 * 3 * 5 * (96 + 5) + 2 * (5 * 4 + 4 * 3)
+
+
+def test_counting_operations_leaves_the_network_alone(make_classifier: MakeClassifier) -> None:
+    model = make_classifier().train()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    count_flops(model)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
 def test_counting_needs_no_memory(make_classifier: MakeClassifier) -> None:

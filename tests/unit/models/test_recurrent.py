@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -99,6 +101,82 @@ def test_initialisation(kind: str, gates: int) -> None:
         else:
             forget = kind == "lstm" and name.startswith("bias_ih")
             assert [block.unique().tolist() for block in blocks] == [[1.0 if forget and gate == 1 else 0.0] for gate in range(gates)]
+
+
+def test_an_lstm_has_one_bias_a_gate() -> None:
+    module = recurrent(channels=512, hidden_size=512)
+    assert sum(parameter.numel() for parameter in module.parameters()) == 4 * (512 * 512 + 512 * 512 + 512) == 2_099_200
+    assert set(module.state_dict()) == {"rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.bias_ih_l0"}
+    assert sum(p.numel() for p in recurrent(channels=8, kind="gru", hidden_size=4).parameters()) == 3 * 4 * (8 + 4 + 2)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"layers": 2, "bidirectional": True}, {"activation": "relu", "layers": 2, "bidirectional": True}], ids=str
+)
+def test_one_bias_through_copy_pickle_state_and_the_meta_device(settings: dict[str, Any]) -> None:
+    module = recurrent(**settings).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.4)
+    expected = module(noise(2, 7, 6))
+    other = recurrent(**settings).eval()
+    assert not torch.equal(other(noise(2, 7, 6)), expected)
+    other.load_state_dict(module.state_dict())
+    for same in (other, copy.deepcopy(module), pickle.loads(pickle.dumps(module)), copy.deepcopy(module).double().float()):
+        assert torch.equal(same(noise(2, 7, 6)), expected)
+        same(noise(2, 7, 6)).sum().backward()
+        assert all(parameter.grad is not None and parameter.grad.any() for parameter in same.parameters())
+        torch.optim.SGD(same.parameters(), lr=0.1).step()  # the kernel reads the parameters that the optimiser moves
+        moved = same(noise(2, 7, 6))
+        assert not torch.equal(moved, expected)
+        again = recurrent(**settings).eval()
+        again.load_state_dict(same.state_dict())
+        assert torch.equal(again(noise(2, 7, 6)), moved)
+    assert torch.equal(module(noise(2, 7, 6)), expected)
+    with torch.device("meta"):
+        ghost = Recurrent(6, RnnConfig.model_validate({"hidden_size": 5, **settings}))
+    assert {name: tensor.shape for name, tensor in ghost.state_dict().items()} == {n: t.shape for n, t in other.state_dict().items()}
+    assert ghost(torch.empty(2, 7, 6, device="meta")).shape == (2, 7, 10)
+
+
+def test_a_state_with_both_biases_is_read_as_their_sum() -> None:
+    """torch's own, and what our first BUNDLEs hold."""
+    torch.manual_seed(3)
+    theirs = torch.nn.LSTM(6, 5, 2, batch_first=True, bidirectional=True)
+    module = recurrent(layers=2, bidirectional=True)
+    state = {f"rnn.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    kept = dict(state)
+    module.load_state_dict(state)
+    assert state.keys() == kept.keys(), "the caller's state was changed"
+    torch.testing.assert_close(module(noise(2, 7, 6)), theirs(noise(2, 7, 6))[0])
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_frozen_rnn_keeps_its_start_and_passes_the_gradient(activation: str) -> None:
+    module = recurrent(trainable=False, activation=activation, batch_norm=True).train()
+    sequence_BTD = noise(4, 7, 6).requires_grad_()
+    module(sequence_BTD).square().sum().backward()
+    assert sequence_BTD.grad is not None
+    assert module.rnn is not None
+    assert all(parameter.grad is None for parameter in module.rnn.parameters())
+    assert module.never_learning() == set(module.rnn.parameters())
+    assert {name for name, parameter in module.named_parameters() if parameter.requires_grad} == {"norm.weight", "norm.bias"}
+    assert recurrent().never_learning() == set()
+
+
+def test_batch_norm_of_the_output_by_channel() -> None:
+    module = recurrent(batch_norm=True).train()
+    output_BTF = module(noise(8, 7, 6))
+    torch.testing.assert_close(output_BTF.mean((0, 1)), torch.zeros(5), atol=1e-5, rtol=0)
+    assert (output_BTF.std((0, 1)) > 0.5).all()
+    assert recurrent(kind="none", batch_norm=True).norm is None
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_activation(kind: str, activation: str) -> None:
+    output_BTF = recurrent(kind=kind, activation=activation)(noise(2, 7, 6) * 3)
+    assert bool((output_BTF < 0).any()) == (activation == "tanh")
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])

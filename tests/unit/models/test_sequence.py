@@ -72,6 +72,24 @@ def test_neighbours_in_snake_and_spiral_are_neighbours_in_the_map(order: str, he
         assert abs(row - next_row) + abs(column - next_column) == 1
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_flatten_is_one_step_of_the_whole_map(channels_last: bool) -> None:
+    """Pixel after pixel, each with its channels, as the papers' framework flattens (H, W, C)."""
+    map_BCHW = torch.arange(12).reshape(1, 2, 2, 3)
+    if channels_last:
+        map_BCHW = map_BCHW.to(memory_format=torch.channels_last)
+    sequence = PixelSequence("flatten", 2, 3)
+    assert (sequence.steps, sequence.width_of(2)) == (1, 12)
+    assert sequence(map_BCHW).tolist() == [[[0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]]]
+    assert torch.equal(sequence.to_map(sequence(map_BCHW)), map_BCHW)
+    assert torch.equal(from_sequence(to_sequence(map_BCHW, "flatten"), "flatten", 2, 3), map_BCHW)
+
+
+def test_steps_and_width_of_pixels() -> None:
+    sequence = PixelSequence("spiral", 2, 3)
+    assert (sequence.steps, sequence.width_of(5)) == (6, 5)
+
+
 def test_horizontal_of_a_channels_last_map_is_a_view() -> None:
     map_BCHW = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     assert to_sequence(map_BCHW, "horizontal").data_ptr() == map_BCHW.data_ptr()
@@ -84,9 +102,18 @@ def test_indices_are_no_part_of_a_weight_file() -> None:
 
 
 def test_faults() -> None:
-    with pytest.raises(ModelError, match=r"diagonal.*\n.*horizontal, vertical, snake, spiral"):
+    with pytest.raises(ModelError, match=r"diagonal.*\n.*horizontal, vertical, snake, spiral, flatten"):
         order_indices("diagonal", 3, 3)
     with pytest.raises(ModelError, match="0x3 has no pixels"):
         order_indices("spiral", 0, 3)
     with pytest.raises(ModelError, match="8 steps is no map of 3x3 = 9"):
         from_sequence(torch.zeros(1, 8, 2), "spiral", 3, 3)
+    with pytest.raises(ModelError, match="one step: its pixels stand in no order"):
+        order_indices("flatten", 3, 3)
+    for shape in ((1, 1, 10), (1, 2, 9)):
+        with pytest.raises(ModelError, match="is no map of 3x3 in one step"):
+            from_sequence(torch.zeros(shape), "flatten", 3, 3)
+
+
+def test_orders_are_those_of_the_configuration() -> None:
+    assert ORDERS == ("horizontal", "vertical", "snake", "spiral")

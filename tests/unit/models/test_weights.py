@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import timm
 import torch
+import torchvision.models as tv
+from huggingface_hub import hf_hub_url
 from torch import Tensor, nn
+from torchvision.models import WeightsEnum
 
 from cxr_ray.config import BackboneConfig
 from cxr_ray.errors import ModelError, StorageError
@@ -45,7 +49,7 @@ def loaded(weights: str, name: str = "small_cnn", **settings: Any) -> Backbone:
     return build_backbone(BackboneConfig(name=name, weights=weights, **settings))
 
 
-def assert_holds(backbone: Backbone, state: State) -> None:
+def assert_holds(backbone: nn.Module, state: State) -> None:
     """Every tensor is that of ``state``, the first convolution's perhaps folded."""
     for key, tensor in backbone.state_dict().items():
         expected = state[key]
@@ -206,7 +210,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub" / "checkpoints"
 
 
-@pytest.mark.parametrize("name", [name for name, spec in BACKBONES.items() if spec.published is not None])
+@pytest.mark.parametrize("name", [name for name, spec in BACKBONES.items() if isinstance(spec.published, WeightsEnum)])
 def test_offline_says_what_to_fetch(cache: Path, name: str) -> None:
     published = BACKBONES[name].published
     assert published is not None
@@ -238,9 +242,51 @@ def test_published_weights_come_from_the_cache_and_stdout_stays_clean(
     assert capsys.readouterr().out == ""
 
 
-def test_nobody_publishes_small_cnn() -> None:
-    with pytest.raises(ModelError, match="small_cnn has no published weights"):
-        loaded("default")
+@pytest.mark.parametrize("name", ["small_cnn", "islam_cnn", "timm:test_resnet"])
+def test_nobody_publishes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("timm.get_pretrained_cfg", lambda _name: None)
+    with pytest.raises(ModelError, match=rf"{name} has no published weights(.|\n)*model.backbone.weights=none"):
+        loaded("default", name)
+
+
+def test_offline_timm_says_what_to_fetch_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+
+    def offline(name: str, pretrained: bool = False, **settings: Any) -> nn.Module:
+        if pretrained:
+            raise FileNotFoundError("no network in tests")
+        return create(name, **settings)
+
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(ModelError) as caught:
+        loaded("default", "timm:test_resnet.r160_in1k")
+    url = hf_hub_url("timm/test_resnet.r160_in1k", "model.safetensors")
+    assert "model.safetensors, could not be downloaded (FileNotFoundError: no network in tests)" in caught.value.message
+    assert (
+        caught.value.hint == f"fetch {url} on a machine with a network and give the file: model.backbone.weights=/path/to/model.safetensors"
+    )
+
+
+def test_published_weights_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+    theirs = create("test_resnet")
+    monkeypatch.setattr("timm.create_model", lambda name, pretrained=False, **settings: theirs if pretrained else create(name, **settings))
+    backbone = loaded("default", "timm:test_resnet", in_channels=3)
+    assert_holds(backbone.get_submodule("timm"), theirs.state_dict())
+
+
+@pytest.mark.parametrize("in_channels", [1, 3])
+@pytest.mark.parametrize("name", ["timm:test_resnet", "timm:test_convnext"])
+def test_file_by_timms_names(tmp_path: Path, name: str, in_channels: int) -> None:
+    """One network cut into stages, one as a whole; its classifier is ignored."""
+    state = timm.create_model(name.partition(":")[2]).state_dict()
+    backbone = loaded(saved(tmp_path / "w.safetensors", state), name, in_channels=in_channels)
+    assert_holds(backbone.get_submodule(backbone.publisher_root), state)
+
+
+def test_file_by_torchvisions_names(tmp_path: Path) -> None:
+    state = tv.squeezenet1_1(num_classes=4).state_dict()
+    assert_holds(loaded(saved(tmp_path / "w.pth", state), "torchvision:squeezenet1_1"), state)
 
 
 # --- real weights -------------------------------------------------------------------------------------------------------

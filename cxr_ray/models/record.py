@@ -1,0 +1,70 @@
+"""What is recorded of a model that leaves its RUN: its network, where it comes from, how its thresholds were chosen."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from pydantic import Field
+
+from cxr_ray.config import ModelConfig
+from cxr_ray.settings import Settings
+
+WEIGHT_FILE: Final = r"model(-\d+)?\.safetensors"
+"""Pattern of the names that files of weights have."""
+_NAMES = {"f1": "F1 score", "youden": "Youden index"}
+
+
+class Normalization(Settings):
+    """Mean and standard deviation of the training part's pixels, in 0..1 (pixel / 255)."""
+
+    mean: float = Field(ge=0.0, le=1.0)
+    std: float = Field(gt=0.0)
+
+
+class Provenance(Settings):
+    """Where the model comes from: enough to find the run and the data again."""
+
+    cxr_ray: str
+    recipe: str
+    seed: int
+    epoch: int
+    """The epoch whose weights these are (0 is the first)."""
+    dataset: str
+    dataset_fingerprint: str
+    run_fingerprint: str
+    """SHA-256 of the run's resolved recipe and data."""
+    versions: dict[str, str]
+    trained_on: tuple[str, ...] = ("train", "val")
+    """Partitions of the dataset that it learned from or was chosen on: what it may not be judged by."""
+
+
+class Member(Settings):
+    """One model of the bundle."""
+
+    weights: str = Field(pattern=f"^{WEIGHT_FILE}$")
+    """File of its weights, beside ``bundle.json``."""
+    model: ModelConfig
+    normalization: Normalization
+    weight: float = Field(gt=0.0, allow_inf_nan=False)
+    """Its say in the mean of the members' probabilities; only the ratios of the weights matter."""
+    provenance: Provenance
+
+
+class ThresholdOrigin(Settings):
+    """How the thresholds of a multilabel bundle were chosen."""
+
+    policy: Literal["f1", "youden", "fixed"]
+    """See :mod:`cxr_ray.evaluation.thresholds`."""
+    part: str | None = None
+    """What they were fitted on, such as ``val of chest14``. None: nothing (``fixed``)."""
+    n: int = Field(default=0, ge=0)
+    """Images of that part."""
+    not_fitted: tuple[str, ...] = ()
+    """Labels that never, or always, occur there: they keep 0.5."""
+
+    def told(self) -> str:
+        """In a sentence, for the model card and the report."""
+        if self.policy == "fixed":
+            return "0.5 for every label, not fitted"
+        kept = f"; kept at 0.5, for they never or always occur there: {', '.join(self.not_fitted)}" if self.not_fitted else ""
+        return f"largest {_NAMES[self.policy]} of each label on {self.part} ({self.n} images){kept}"
