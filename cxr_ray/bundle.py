@@ -1,17 +1,21 @@
-"""The BUNDLE: all that serving gets. A directory of ``bundle.json``, ``model.safetensors`` and a model card.
+"""The BUNDLE: all that serving gets. A directory of ``bundle.json``, the weights of one or several models, and a model card.
 
-Written whole or not at all (``bundle.json`` comes last) and refused on reading when the schema is another, a checksum is
-missing or wrong, or the preprocessing is one this version cannot do. Holds no pickle.
+Weights lie in ``model.safetensors``, or with several members in ``model-0.safetensors``, ``model-1.safetensors`` … Written whole or not at
+all (``bundle.json`` comes last) and refused on reading when the schema is another, a checksum is missing or wrong, or the preprocessing is
+one this version cannot do. Holds no pickle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
@@ -20,12 +24,16 @@ from cxr_ray.config import ModelConfig
 from cxr_ray.errors import BundleError, ConfigError, StorageError
 from cxr_ray.imaging.preprocess import PreprocessSpec
 from cxr_ray.labels import LabelSet, Task
+from cxr_ray.models.record import WEIGHT_FILE, Member, Normalization, Provenance, ThresholdOrigin
 from cxr_ray.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
     from cxr_ray.models.classifier import Classifier
+    from cxr_ray.models.ensemble import Ensemble
 
-SCHEMA: Final = "cxr-ray/bundle/1"
+logger = logging.getLogger(__name__)
+
+SCHEMA: Final = "cxr-ray/bundle/2"
 MANIFEST, WEIGHTS, CARD = "bundle.json", "model.safetensors", "README.md"
 
 
@@ -43,44 +51,57 @@ class PreprocessRecord(Settings):
     fingerprint: str
 
 
-class Normalization(Settings):
-    """Mean and standard deviation of the training part's pixels, in 0..1 (pixel / 255)."""
-
-    mean: float = Field(ge=0.0, le=1.0)
-    std: float = Field(gt=0.0)
-
-
-class Provenance(Settings):
-    """Where the model comes from: enough to find the run and the data again."""
-
-    cxr_ray: str
-    recipe: str
-    seed: int
-    epoch: int
-    """The epoch whose weights these are (0 is the first)."""
-    dataset: str
-    dataset_fingerprint: str
-    run_fingerprint: str
-    """SHA-256 of the run's resolved recipe and data."""
-    versions: dict[str, str]
-
-
 class BundleManifest(Settings):
     """``bundle.json``."""
 
-    schema_: Literal["cxr-ray/bundle/1"] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal["cxr-ray/bundle/2"] = Field(default=SCHEMA, alias="schema")
     name: str
     task: Task
     labels: tuple[str, ...]
     preprocess: PreprocessRecord
-    normalization: Normalization
-    model: ModelConfig
+    members: tuple[Member, ...] = Field(min_length=1)
+    """The models; the bundle's answer is the weighted mean of their probabilities. They may differ in the network alone."""
     thresholds: tuple[float, ...] | None
     """Multilabel: a label is called present at or above its threshold. None for multiclass, where the largest probability decides."""
+    threshold_origin: ThresholdOrigin | None = None
     metrics: dict[str, Any] | None
     """``metrics.json`` of the evaluation it was exported with; None: not evaluated."""
-    provenance: Provenance
+    unsound: str | None = None
+    """Why these models must not be used; None: nothing is known against them."""
     files: dict[str, FileRecord]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.thresholds is None) != (self.task == "multiclass"):
+            raise ValueError("thresholds belong to multilabel, and to it alone")
+        if self.thresholds is not None and len(self.thresholds) != len(self.labels):
+            raise ValueError(f"{len(self.labels)} labels and {len(self.thresholds)} thresholds: one each is needed")
+        if self.thresholds is not None and not all(0.0 <= threshold <= 1.0 for threshold in self.thresholds):
+            raise ValueError("thresholds must be in 0..1")
+        if len({member.weights for member in self.members}) < len(self.members):
+            raise ValueError("two members name one file of weights")
+        return self
+
+
+@dataclass(frozen=True)
+class NewMember:
+    """A model on its way into a bundle.
+
+    Args:
+        load: Gives the network whose weights are written, in fp32; called when its turn comes, so that no two need be in memory.
+        model_config: What rebuilds it; ``backbone.weights`` is recorded as ``none``, for the weights are in the bundle.
+        mean: Of its training part's pixels, 0..1.
+        std: Of the same, 0..1.
+        provenance: Where it comes from.
+        weight: Its say in the mean, above 0.
+    """
+
+    load: Callable[[], Classifier]
+    model_config: ModelConfig
+    mean: float
+    std: float
+    provenance: Provenance
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -107,32 +128,53 @@ class Bundle:
 
     @property
     def version(self) -> str:
-        """First 12 hex digits of the weights' SHA-256."""
-        return self.manifest.files[WEIGHTS].sha256[:12]
+        """12 hex digits of a SHA-256 over all that answers follow from: every member's weights and say, and the thresholds."""
+        members = [[self.manifest.files[member.weights].sha256, member.weight] for member in self.manifest.members]
+        return storage.sha256(json.dumps([members, self.manifest.thresholds]).encode())[:12]
 
-    def load_model(self, device: str = "cpu") -> Classifier:
-        """The network in evaluation mode on ``device``.
+    @property
+    def dataset_fingerprints(self) -> tuple[str, ...]:
+        """Of the data the members were trained on, each once."""
+        return tuple(dict.fromkeys(member.provenance.dataset_fingerprint for member in self.manifest.members))
+
+    def load_model(self, device: str = "cpu") -> Classifier | Ensemble:
+        """The network of a bundle of one member, else the ensemble of all; see :meth:`load_member`."""
+        from cxr_ray.models.ensemble import Ensemble
+
+        members = [self.load_member(index, device) for index in range(len(self.manifest.members))]
+        if len(members) == 1:
+            return members[0]
+        weights = [member.weight for member in self.manifest.members]
+        return Ensemble(members, task=self.manifest.task, weights=weights).to(device).eval()
+
+    def load_member(self, index: int, device: str = "cpu") -> Classifier:
+        """One member's network, in evaluation mode on ``device``.
 
         Raises:
             BundleError: The weights do not fit the network that ``bundle.json`` describes.
         """
         from cxr_ray.models.classifier import build_classifier
 
-        manifest = self.manifest
+        member = self.manifest.members[index]
         model = build_classifier(
-            manifest.model,
-            len(manifest.labels),
-            mean=manifest.normalization.mean,
-            std=manifest.normalization.std,
+            member.model,
+            len(self.manifest.labels),
+            mean=member.normalization.mean,
+            std=member.normalization.std,
             image_size=(self.preprocess.height, self.preprocess.width),
             load_weights=False,
         )
-        tensors = load_tensors(_verified(self.location, WEIGHTS, manifest.files[WEIGHTS]))
+        tensors = load_tensors(_verified(self.location, member.weights, self.manifest.files[member.weights]))
         try:
             model.load_state_dict(tensors)
         except RuntimeError:
-            raise BundleError(f"{self.location}: the weights do not fit the network that {MANIFEST} describes") from None
+            raise BundleError(f"{self.location}: {member.weights} does not fit the network that {MANIFEST} describes") from None
         return model.to(device).eval()
+
+    def warn_if_unsound(self) -> None:
+        """A line in the log where the bundle says that it must not be used."""
+        if self.manifest.unsound is not None:
+            logger.warning("%s must not be used: %s", self.location, self.manifest.unsound)
 
 
 def write_bundle(
@@ -150,44 +192,93 @@ def write_bundle(
     thresholds: tuple[float, ...] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> Bundle:
-    """Write a bundle to ``out``; its manifest comes last.
+    """Write a bundle of one model; see :class:`NewMember` and :func:`write_members`."""
+    members = [NewMember(lambda: model, model_config, mean, std, provenance)]
+    return write_members(out, members, name=name, labels=labels, preprocess=preprocess, card=card, thresholds=thresholds, metrics=metrics)
+
+
+def write_members(
+    out: str,
+    members: Sequence[NewMember],
+    *,
+    name: str,
+    labels: LabelSet,
+    preprocess: PreprocessSpec,
+    card: str,
+    thresholds: tuple[float, ...] | None = None,
+    threshold_origin: ThresholdOrigin | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    unsound: str | None = None,
+) -> Bundle:
+    """Write a bundle of one or several models to ``out``; its manifest comes last.
 
     Args:
         out: Directory to create, a local path or a URI.
-        model: The network whose weights are written, in fp32.
-        model_config: What rebuilds the network; ``backbone.weights`` is recorded as ``none``, for the weights are here.
-        mean: Of the training part's pixels, 0..1.
-        std: Of the same, 0..1.
+        members: The models.
+        name: Of the whole.
+        labels: What every member answers.
+        preprocess: What every member's images have been through.
         card: The model card, Markdown.
         thresholds: One a label for multilabel (default 0.5 each); None for multiclass.
+        threshold_origin: How they were chosen. None: ``fixed`` for multilabel.
+        metrics: ``metrics.json`` of its evaluation.
+        unsound: Why it must not be used, if so.
 
     Raises:
-        BundleError: ``out`` holds something already.
+        BundleError: ``out`` holds something already, there are no members, or one does not fit the labels or the image size.
         StorageError: It cannot be written.
     """
-    if storage.exists(out) and storage.list_files(out):
-        raise BundleError(f"{out} is not empty", hint="another --out, or --overwrite")
-    if labels.task == "multilabel" and thresholds is None:
-        thresholds = (0.5,) * len(labels)
-    state = {key: value.detach().to("cpu").contiguous().clone() for key, value in model.state_dict().items()}
-    contents = {WEIGHTS: save_tensors(state), CARD: card.encode()}
+    check_target(out, overwrite=False)
+    if labels.task == "multilabel":
+        thresholds = thresholds or (0.5,) * len(labels)
+        threshold_origin = threshold_origin or ThresholdOrigin(policy="fixed")
+    if not members:
+        raise BundleError("a bundle needs at least one model")
+    names = [WEIGHTS] if len(members) == 1 else [f"model-{index}.safetensors" for index in range(len(members))]
+    files = {file: _write_weights(out, file, member, labels, preprocess) for file, member in zip(names, members, strict=True)}
+    files[CARD] = _write(out, CARD, card.encode())
     manifest = BundleManifest(
         schema=SCHEMA,
         name=name,
         task=labels.task,
         labels=labels.names,
         preprocess=PreprocessRecord(spec=preprocess, fingerprint=preprocess.fingerprint),
-        normalization=Normalization(mean=mean, std=std),
-        model=model_config.model_copy(update={"backbone": model_config.backbone.model_copy(update={"weights": "none"})}),
+        members=tuple(_record(member, file) for file, member in zip(names, members, strict=True)),
         thresholds=thresholds,
+        threshold_origin=threshold_origin,
         metrics=dict(metrics) if metrics is not None else None,
-        provenance=provenance,
-        files={name: FileRecord(sha256=storage.sha256(data), bytes=len(data)) for name, data in contents.items()},
+        unsound=unsound,
+        files=files,
     )
-    for file, data in contents.items():
-        storage.write_bytes(storage.join(out, file), data)
     storage.write_json(storage.join(out, MANIFEST), manifest.model_dump(mode="json", by_alias=True))
     return read_bundle(out)
+
+
+def _write(out: str, file: str, data: bytes) -> FileRecord:
+    storage.write_bytes(storage.join(out, file), data)
+    return FileRecord(sha256=storage.sha256(data), bytes=len(data))
+
+
+def _write_weights(out: str, file: str, member: NewMember, labels: LabelSet, preprocess: PreprocessSpec) -> FileRecord:
+    model, size = member.load(), (preprocess.height, preprocess.width)
+    if model.num_outputs != len(labels) or model.image_size != size:
+        raise BundleError(
+            f"{file}: a network of {model.num_outputs} labels for {model.image_size[0]}x{model.image_size[1]} images; "
+            f"the bundle has {len(labels)} labels and {size[0]}x{size[1]} images"
+        )
+    state = {key: value.detach().to("cpu").contiguous().clone() for key, value in model.state_dict().items()}
+    return _write(out, file, save_tensors(state))
+
+
+def _record(member: NewMember, file: str) -> Member:
+    backbone = member.model_config.backbone.model_copy(update={"weights": "none"})
+    return Member(
+        weights=file,
+        model=member.model_config.model_copy(update={"backbone": backbone}),
+        normalization=Normalization(mean=member.mean, std=member.std),
+        weight=member.weight,
+        provenance=member.provenance,
+    )
 
 
 def read_bundle(location: str) -> Bundle:
@@ -211,22 +302,18 @@ def read_bundle(location: str) -> Bundle:
         manifest = parse_settings(BundleManifest, data, where=f"{location}/{MANIFEST}")
     except ConfigError as error:
         raise BundleError(error.message) from None
-    _check_preprocessing(location, manifest.preprocess)
-    for needed in (WEIGHTS, CARD):
+    would, was = manifest.preprocess.spec.fingerprint, manifest.preprocess.fingerprint
+    if would != was:
+        raise BundleError(
+            f"{location}: its preprocessing has fingerprint {was[:12]}, this version would do {would[:12]}",
+            hint="serve it with the version that exported it, or export the run again",
+        )
+    for needed in (*(member.weights for member in manifest.members), CARD):
         if needed not in manifest.files:
             raise BundleError(f"{location}: {MANIFEST} has no checksum of {needed}")
         _verified(location, needed, manifest.files[needed])
     LabelSet(manifest.labels, manifest.task)
     return Bundle(location, manifest)
-
-
-def _check_preprocessing(location: str, record: PreprocessRecord) -> None:
-    if record.spec.fingerprint != record.fingerprint:
-        raise BundleError(
-            f"{location}: its preprocessing has fingerprint {record.fingerprint[:12]}, "
-            f"this version would do {record.spec.fingerprint[:12]}",
-            hint="serve it with the version that exported it, or export the run again",
-        )
 
 
 def _verified(location: str, name: str, record: FileRecord) -> bytes:
@@ -239,18 +326,26 @@ def _verified(location: str, name: str, record: FileRecord) -> bytes:
     return data
 
 
-def overwrite_guard(out: str, *, overwrite: bool) -> None:
-    """Remove what an earlier export left at ``out`` if asked to and if it is a bundle; never anything else.
+def check_target(out: str, *, overwrite: bool) -> None:
+    """Make sure that a bundle may be written to ``out``, before any work is done for it.
 
     Raises:
         BundleError: ``out`` holds something that is not a bundle, or ``overwrite`` was not asked for.
     """
-    if not storage.exists(out) or not storage.list_files(out):
-        return
-    known = {MANIFEST, WEIGHTS, CARD}
-    if not overwrite:
+    there = storage.list_files(out)
+    if there and not overwrite:
         raise BundleError(f"{out} is not empty", hint="another --out, or --overwrite")
-    if not set(storage.list_files(out)) <= known:
+    if not all(name in (MANIFEST, CARD) or re.fullmatch(WEIGHT_FILE, name) for name in there):
         raise BundleError(f"{out} holds other files than a bundle's; it is left alone", hint="another --out")
-    storage.remove(storage.join(out, MANIFEST))  # first: without it, what is left does not read as a bundle
-    storage.remove(out)
+
+
+def overwrite_guard(out: str, *, overwrite: bool) -> None:
+    """Remove what an earlier export left at ``out`` if asked to and if it is a bundle; never anything else.
+
+    Raises:
+        BundleError: As :func:`check_target`.
+    """
+    check_target(out, overwrite=overwrite)
+    if storage.list_files(out):
+        storage.remove(storage.join(out, MANIFEST))  # first: without it, what is left does not read as a bundle
+        storage.remove(out)

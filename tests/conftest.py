@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -85,6 +86,60 @@ def bundle(tmp_path: Path, classifier: Any) -> Any:
         provenance=provenance,
         card="# tiny\n",
     )
+
+
+@pytest.fixture(scope="session")
+def write_noise() -> Callable[..., Any]:
+    """``write_noise(folder, labels, {"train": 20, "val": 12}, size=16)``: a DATASET of noise, one patient an image."""
+    import numpy as np
+    import pyarrow as pa
+
+    from cxr_ray.data import columns, manifest, shards
+    from cxr_ray.imaging.preprocess import PreprocessSpec
+
+    def write(location: Path, labels: Any, parts: dict[str, int], *, size: int = 16, seed: int = 0) -> Any:
+        generator = np.random.default_rng(seed)
+        found, facts, tables = [], {}, []
+        schema = columns.shard_schema(labels, size, size)
+        for part, count in parts.items():
+            images = generator.integers(0, 256, (count, size, size), dtype=np.uint8)
+            targets: Any = np.arange(count) % len(labels)
+            if labels.task == "multilabel":
+                targets = generator.integers(0, 2, (count, len(labels))).astype(np.float32)
+                targets[0, 0] = np.nan
+            names = pa.array([f"{part}-{row}" for row in range(count)])
+            known: dict[str, Any] = dict.fromkeys(("image_id", "patient_id", "group_id"), names)
+            known |= {"source": pa.array(["noise"] * count), "synthetic": pa.array([True] * count)}
+            known |= {"image": pa.array([image.tobytes() for image in images], pa.binary(size * size))}
+            known[columns.target_field(labels).name] = columns.targets_column(targets, labels)
+            table = pa.table([known.get(field.name, pa.nulls(count, field.type)) for field in schema], schema=schema)
+            found.append(shards.write_shard(str(location), f"{part}/part-00000.parquet", table))
+            tables.append(table.drop_columns(["image"]))
+            pixels = manifest.Normalization(mean=float(images.mean() / 255), std=float(images.std() / 255))
+            facts[part] = manifest.PartitionInfo(images=count, patients=count, per_label={}, pixels=pixels)
+        preprocess = manifest.PreprocessInfo.of(PreprocessSpec(height=size, width=size))
+        described = manifest.DatasetManifest(
+            name="noise",
+            task=labels.task,
+            labels=labels.names,
+            image=manifest.ImageInfo(height=size, width=size),
+            preprocess=preprocess,
+            normalization=manifest.pooled(list(facts.values())),
+            partitions=facts,
+            seed=seed,
+            policy="grouped",
+            sources=(),
+            shards=tuple(found),
+            index=shards.write_shard(str(location), manifest.INDEX, pa.concat_tables(tables)),
+            quarantined=0,
+            copies=manifest.CopyInfo(searched=False),
+            split={},
+            request="0" * 64,
+            fingerprint=manifest.fingerprint(labels.task, labels.names, preprocess.fingerprint, found),
+        )
+        return shards.seal(str(location), described)
+
+    return write
 
 
 @pytest.fixture(scope="session")

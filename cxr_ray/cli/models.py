@@ -1,19 +1,21 @@
-"""``evaluate`` and ``export``: RUN in, REPORT and BUNDLE out."""
+"""``evaluate``, ``export`` and ``compare``: RUN in, REPORT and BUNDLE out; two REPORTs in, their difference out."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from cxr_ray.cli import console
 from cxr_ray.cli.console import Debug, Json
 from cxr_ray.cli.train import say_metrics
-from cxr_ray.errors import BundleError
+from cxr_ray.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
     from cxr_ray.evaluation.evaluate import Subject
+    from cxr_ray.models.record import ThresholdOrigin
+    from cxr_ray.training.export import Export
     from cxr_ray.training.run import Run
 
 
@@ -21,6 +23,7 @@ def register(app: typer.Typer) -> None:
     """Add this file's commands."""
     app.command()(evaluate)
     app.command()(export)
+    app.command()(compare)
 
 
 def evaluate(
@@ -38,6 +41,7 @@ def evaluate(
     Example: cxr-ray evaluate run --data dataset --out report
     """
     from cxr_ray import storage
+    from cxr_ray.bundle import MANIFEST
     from cxr_ray.data.shards import open_dataset
     from cxr_ray.evaluation.evaluate import evaluate as run_evaluate
 
@@ -45,7 +49,8 @@ def evaluate(
     metrics = run_evaluate(subject, open_dataset(data), out, split=split, seed=seed, resamples=resamples)
     say_metrics(metrics)
     console.say(f"report: {storage.join(out, 'report.html')}")
-    console.result(metrics, next_step=f"cxr-ray export {model} --out BUNDLE --report {out}")
+    exported = storage.exists(storage.join(model, MANIFEST))
+    console.result(metrics, next_step=f"cxr-ray serve {model}" if exported else f"cxr-ray export {model} --out BUNDLE --report {out}")
 
 
 def _subject(location: str) -> Subject:
@@ -57,11 +62,15 @@ def _subject(location: str) -> Subject:
         return subject_of_bundle(bundle.read_bundle(location))
     if storage.exists(storage.join(location, RUN)):
         return _subject_of_run(open_run(location))
-    raise BundleError(f"{location} is neither a RUN nor a BUNDLE", hint="cxr-ray train … --out RUN, or cxr-ray export RUN --out BUNDLE")
+    raise BundleError(
+        f"{location} is neither a RUN nor a BUNDLE",
+        hint="cxr-ray train … --out RUN, or cxr-ray export RUN --out BUNDLE (folds are exported as one)",
+    )
 
 
 def _subject_of_run(run: Run) -> Subject:
     from cxr_ray.evaluation.evaluate import Subject
+    from cxr_ray.training.export import unsound_reason
 
     manifest = run.manifest
     return Subject(
@@ -69,8 +78,8 @@ def _subject_of_run(run: Run) -> Subject:
         model=run.load_model(),
         labels=run.labels,
         preprocess_fingerprint=manifest.dataset.preprocess.fingerprint,
-        dataset_fingerprint=manifest.dataset.fingerprint,
-        trained_on=(*manifest.dataset.train, *manifest.dataset.validation),
+        trained_on={manifest.dataset.fingerprint: (*manifest.dataset.train, *manifest.dataset.validation)},
+        unsound=unsound_reason([run]),
         history=[asdict(record) for record in run.history()],
         best_epoch=run.best().epoch,
         provenance={
@@ -84,23 +93,121 @@ def _subject_of_run(run: Run) -> Subject:
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="Finished RUN.")],
+    runs: Annotated[list[str], typer.Argument(help="Finished RUN; several RUNs, or a cross-validation directory, make an ensemble.")],
     out: Annotated[str, typer.Option(help="BUNDLE to write.")],
     report: Annotated[str | None, typer.Option(help="REPORT of the run; its metrics go into the bundle and the model card.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model; default: the recipe's.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Say of each RUN or fold, as 0,1,2,4,8; 0 leaves it out. Default: the recipe's for folds, else all alike."),
+    ] = None,
+    thresholds: Annotated[
+        str | None,
+        typer.Option(help="Multilabel: f1, youden or fixed (0.5); fitted on the validation part. Default: f1."),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="DATASET for the thresholds, where it no longer lies where the RUN says.")] = None,
+    allow_unsound: Annotated[bool, typer.Option("--allow-unsound", help="Export a model whose recipe says it must not be used.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a BUNDLE that stands at --out.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write the best epoch as a BUNDLE: weights, preprocessing, labels, provenance, model card.
+    """Write the best epochs as a BUNDLE: weights, preprocessing, labels, thresholds, provenance, model card.
 
     Example: cxr-ray export run --out bundle --report report
     """
-    from cxr_ray.training.export import export_run
+    from cxr_ray.training.export import plan_export, write_export
 
-    bundle = export_run(run, out, report=report, name=name, overwrite=overwrite)
-    console.say(f"wrote {out}: {bundle.manifest.name}, version {bundle.version}")
+    shares = _numbers(weights, "--weights") if weights is not None else None
+    plan = plan_export(runs, out, weights=shares, report=report, name=name, overwrite=overwrite, allow_unsound=allow_unsound)
+    cuts, origin = _thresholds(plan, thresholds, data)
+    bundle = write_export(plan, thresholds=cuts, origin=origin)
+    manifest = bundle.manifest
+    members = f", {len(manifest.members)} members" if len(manifest.members) > 1 else ""
+    console.say(f"wrote {out}: {manifest.name}, version {bundle.version}{members}")
+    if manifest.unsound is not None:
+        console.say(f"[bold yellow]note:[/] this model must not be used: {manifest.unsound}")
     console.result(
-        {"bundle": out, "name": bundle.manifest.name, "version": bundle.version, "labels": list(bundle.labels.names)},
+        {
+            "bundle": out,
+            "name": manifest.name,
+            "version": bundle.version,
+            "labels": list(bundle.labels.names),
+            "members": [{"run": run.location, "weight": weight} for run, weight in zip(plan.runs, plan.weights, strict=True)],
+            "left_out": [run.location for run in plan.left_out],
+            "thresholds": list(manifest.thresholds) if manifest.thresholds is not None else None,
+            "threshold_origin": origin.model_dump() if origin is not None else None,
+            "unsound": manifest.unsound,
+        },
         next_step=f"cxr-ray serve {out}",
     )
+
+
+def _numbers(text: str, where: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError([f"expected numbers with commas between them, such as 0,1,2; got {text!r}"], where=where) from None
+
+
+def _thresholds(plan: Export, policy: str | None, data: str | None) -> tuple[tuple[float, ...] | None, ThresholdOrigin | None]:
+    """One threshold a label and how it was chosen; None for multiclass. Ties the layers: training has the predictions, evaluation fits."""
+    from cxr_ray.evaluation.thresholds import DEFAULT, POLICIES, Policy, operating_points
+    from cxr_ray.models.record import ThresholdOrigin
+    from cxr_ray.training.export import held_out
+
+    labels = plan.runs[0].labels
+    if policy is not None and policy not in POLICIES:
+        raise ConfigError([f"{policy!r} is unknown; valid: {', '.join(POLICIES)}"], where="--thresholds")
+    if labels.task == "multiclass":
+        if policy is not None:
+            raise ConfigError(["a multiclass model has no thresholds: its largest probability decides"], where="--thresholds")
+        return None, None
+    if policy == "fixed":
+        return (DEFAULT,) * len(labels), ThresholdOrigin(policy="fixed")
+    found = held_out(plan, data)
+    cuts, origin = operating_points(found.probabilities, found.targets, labels, policy=cast("Policy", policy or "f1"), part=found.part)
+    console.table(
+        f"thresholds: {origin.told()}", ["label", "threshold"], [[n, f"{c:.4f}"] for n, c in zip(labels.names, cuts, strict=True)]
+    )
+    return cuts, origin
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help="REPORT or cross-validation directory.")],
+    b: Annotated[str, typer.Argument(help="Another, of the same images.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 1000,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say how far two models are apart on the same images: the difference with its interval, and McNemar's test.
+
+    Example: cxr-ray compare report-a report-b
+    """
+    from cxr_ray.evaluation.paired import compare as run_compare
+
+    found = run_compare(a, b, seed=seed, resamples=resamples)
+    names = {"accuracy": "accuracy", "macro_f1": "macro F1", "macro_auroc": "macro AUROC"}
+    console.table(
+        f"{found['n']} images of {found['patients']} patients; 95 % intervals by patient, the same patients drawn for both",
+        ["figure", f"A {a}", f"B {b}", "A - B"],
+        [[name, *(_told(found["figures"][key][side]) for side in ("a", "b", "difference"))] for key, name in names.items()],
+    )
+    console.table(
+        "McNemar's exact test (images taken as independent)",
+        ["right", "both", "A alone", "B alone", "neither", "p"],
+        [
+            [name, *(str(test[key]) for key in ("both_right", "only_a_right", "only_b_right", "both_wrong")), f"{test['p']:.4g}"]
+            for name, test in found["mcnemar"].items()
+        ],
+    )
+    for warning in found["warnings"]:
+        console.say(f"[bold yellow]note:[/] {warning}")
+    console.result(found)
+
+
+def _told(figure: dict[str, Any]) -> str:
+    if figure["value"] is None:
+        return "undefined"
+    low, high = figure["ci95"] or (float("nan"), float("nan"))
+    return f"{figure['value']:.4f} [{low:.4f}, {high:.4f}]"

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from cxr_ray import storage
+from cxr_ray.config import Recipe
 from cxr_ray.data.columns import targets_of
 from cxr_ray.data.shards import Dataset
 from cxr_ray.evaluation.evaluate import METRICS, REPORT
 from cxr_ray.evaluation.metrics import compute_metrics
 from cxr_ray.evaluation.report import render_report
+
+
+def caveats(summary: Mapping[str, Any], recipe: Recipe) -> tuple[str, ...]:
+    """What a reader must know before the figures of a cross-validation, from its ``cv.json`` and its recipe."""
+    found = []
+    if summary["folds_go_on_from_the_fold_before"]:
+        found.append("Each fold went on from the weights of the fold before, which had trained on its images: these figures say nothing.")
+    if summary["held_out_folds_chose_the_epoch"]:
+        found.append("The held-out folds chose the epoch, which flatters them.")
+    if recipe.unsound is not None:
+        found.append(f"Unsound: {recipe.unsound}")
+    return tuple(found)
 
 
 def pooled_metrics(

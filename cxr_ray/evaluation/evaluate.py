@@ -28,6 +28,7 @@ from cxr_ray.models.inference import predict_probabilities
 if TYPE_CHECKING:
     from cxr_ray.bundle import Bundle
     from cxr_ray.models.classifier import Classifier
+    from cxr_ray.models.ensemble import Ensemble
 
 logger = logging.getLogger(__name__)
 
@@ -43,39 +44,51 @@ class Subject:
         model: In evaluation mode.
         labels: Its outputs.
         preprocess_fingerprint: What its images must have been through.
-        dataset_fingerprint: The data it was trained on.
+        trained_on: Fingerprint of each DATASET of its training -> partitions it learned or was chosen on; evaluating them is warned of.
         thresholds: Multilabel operating points; None: 0.5, or multiclass.
-        trained_on: Partitions it learned or was chosen on; evaluating them is warned of.
+        unsound: Why it must not be used; the report says so first.
         history: A record an epoch; empty where not at hand.
         best_epoch: The epoch kept.
         provenance: Further rows of the report's last table.
     """
 
     name: str
-    model: Classifier
+    model: Classifier | Ensemble
     labels: LabelSet
     preprocess_fingerprint: str
-    dataset_fingerprint: str
+    trained_on: Mapping[str, Sequence[str]]
     thresholds: tuple[float, ...] | None = None
-    trained_on: tuple[str, ...] = ()
+    unsound: str | None = None
     history: Sequence[Mapping[str, Any]] = ()
     best_epoch: int | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
 
 
 def subject_of_bundle(bundle: Bundle, device: str = "cpu") -> Subject:
-    """The bundle's model, ready to be evaluated."""
-    origin = bundle.manifest.provenance
+    """The bundle's model, or the ensemble of its members, ready to be evaluated."""
+    manifest = bundle.manifest
+    trained_on: dict[str, list[str]] = {}
+    for member in manifest.members:
+        known = trained_on.setdefault(member.provenance.dataset_fingerprint, [])
+        known += [part for part in member.provenance.trained_on if part not in known]
+    alone = len(manifest.members) == 1
+    rows = {"Model": f"{manifest.name} {bundle.version}"}
+    for index, member in enumerate(manifest.members):
+        origin = member.provenance
+        told = f"{origin.recipe}, training seed {origin.seed}, epoch {origin.epoch + 1}, run {origin.run_fingerprint[:12]}"
+        rows["Trained by" if alone else f"Member {index}"] = told if alone else f"{told}, weight {member.weight:g}"
+    if manifest.threshold_origin is not None:
+        rows["Thresholds"] = manifest.threshold_origin.told()
     return Subject(
-        name=bundle.manifest.name,
+        name=manifest.name,
         model=bundle.load_model(device),
         labels=bundle.labels,
-        preprocess_fingerprint=bundle.manifest.preprocess.fingerprint,
-        dataset_fingerprint=origin.dataset_fingerprint,
-        thresholds=bundle.manifest.thresholds,
-        trained_on=("train", "val"),
-        best_epoch=origin.epoch,
-        provenance={"Model": f"{bundle.manifest.name} {bundle.version}", "Recipe": origin.recipe, "Training seed": str(origin.seed)},
+        preprocess_fingerprint=manifest.preprocess.fingerprint,
+        trained_on=trained_on,
+        thresholds=manifest.thresholds,
+        unsound=manifest.unsound,
+        best_epoch=manifest.members[0].provenance.epoch if alone else None,
+        provenance=rows,
     )
 
 
@@ -106,9 +119,13 @@ def evaluate(subject: Subject, dataset: Dataset, out: str, *, split: str = "test
     )
     metrics["dataset"] = {"name": dataset.manifest.name, "fingerprint": dataset.manifest.fingerprint}
     metrics["warnings"] = warnings
-    chosen = choose_samples(probabilities, targets, dataset.labels, seed=seed)
+    cuts = subject.thresholds
+    chosen = choose_samples(probabilities, targets, dataset.labels, thresholds=cuts, seed=seed)
     shown = _pixels_of(dataset, split, {row for rows in chosen.values() for row in rows})
-    samples = {kind: [describe(row, shown[row], probabilities, targets, dataset.labels) for row in rows] for kind, rows in chosen.items()}
+    samples = {
+        kind: [describe(row, shown[row], probabilities, targets, dataset.labels, thresholds=cuts) for row in rows]
+        for kind, rows in chosen.items()
+    }
     page = render_report(
         title=f"{subject.name} on {dataset.manifest.name}",
         metrics=metrics,
@@ -185,10 +202,17 @@ def _check_fit(subject: Subject, dataset: Dataset, split: str) -> None:
 
 def _warnings(subject: Subject, dataset: Dataset, split: str) -> list[str]:
     found = []
-    if dataset.manifest.fingerprint != subject.dataset_fingerprint:
+    if subject.unsound is not None:
+        found.append(f"This model must not be used: {subject.unsound}")
+    here = dataset.manifest.fingerprint
+    if here not in subject.trained_on:
         found.append("The data are not those of the training run: this is an external test, and copies across the two were not looked for.")
-    elif split in subject.trained_on:
+    elif len(subject.trained_on) > 1:
+        found.append("Some members were trained on other data: copies across the two were not looked for.")
+    if split in subject.trained_on.get(here, ()):
         found.append(f"The model learned from, or was chosen on, part {split!r}: these figures say nothing about new patients.")
     if dataset.manifest.policy == "image":
         found.append("The split is image by image: one patient can stand in several parts, and the figures are too good.")
+    if subject.labels.task == "multilabel" and subject.thresholds is None:
+        found.append("Every label was called from 0.5 on. `cxr-ray export` fits a threshold a label on the validation part.")
     return found

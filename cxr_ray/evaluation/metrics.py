@@ -55,12 +55,56 @@ def compute_metrics(
     Raises:
         DatasetError: No rows, or shapes that do not fit.
     """
+    if not len(probabilities):
+        raise DatasetError(f"part {split!r} has no images to evaluate")
+    point, spread = bootstrap(probabilities, targets, patients, labels, thresholds=thresholds, seed=seed, resamples=resamples)
+    figures = {name: figure(point[name], spread[name]) for name in point if not name.startswith("_")}
+    truth = _one_hot(np.asarray(targets), labels)
+    known = ~np.isnan(truth)
+    cut = thresholds if thresholds is not None else [0.5] * len(labels)
+    per_label = {
+        label: {
+            **{name.removeprefix("label_"): value[index] for name, value in figures.items() if name.startswith("label_")},
+            "n": int(np.nansum(truth[:, index])),
+            **({"known": int(known[:, index].sum()), "threshold": float(cut[index])} if labels.task == "multilabel" else {}),
+        }
+        for index, label in enumerate(labels.names)
+    }
+    return {
+        "split": split,
+        "n": len(probabilities),
+        "patients": len(set(patients)),
+        "task": labels.task,
+        "labels": list(labels.names),
+        "confusion_matrix": point["_confusion"][0].astype(int).tolist(),
+        **{name: value for name, value in figures.items() if not name.startswith("label_")},
+        "per_label": per_label,
+        "bootstrap": {"unit": "patient", "resamples": resamples, "seed": seed},
+    }
+
+
+def bootstrap(
+    probabilities: NDArray[Any],
+    targets: NDArray[Any],
+    patients: Sequence[str] | NDArray[Any],
+    labels: LabelSet,
+    *,
+    thresholds: Sequence[float] | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Every statistic of :func:`compute_metrics`, which says what the arguments are: of all rows (1, …), and of R resamples (R, …).
+
+    Which patients a resample draws follows from ``patients``, ``seed`` and ``resamples`` alone: two models of the same images can be
+    compared resample by resample.
+
+    Raises:
+        DatasetError: Shapes that do not fit.
+    """
     scores = np.asarray(probabilities, dtype=np.float64)
     truth = _one_hot(np.asarray(targets), labels)
     if scores.shape != truth.shape or len(patients) != len(scores):
         raise DatasetError(f"probabilities {scores.shape}, targets {truth.shape} and patients ({len(patients)},) do not fit")
-    if not len(scores):
-        raise DatasetError(f"part {split!r} has no images to evaluate")
     cut = np.asarray(thresholds if thresholds is not None else [0.5] * len(labels), dtype=np.float64)
     statistics = _Multiclass(scores, truth) if labels.task == "multiclass" else _Multilabel(scores, truth, cut)
     point = statistics(np.ones((1, len(scores))))
@@ -69,28 +113,7 @@ def compute_metrics(
     for weights in _resamples(cluster, len(names), len(scores), seed=seed, resamples=resamples):
         for name, values in statistics(weights).items():
             drawn[name].append(values)
-    spread = {name: np.concatenate(values) for name, values in drawn.items()}
-    figures = {name: _figure(point[name], spread[name]) for name in point if not name.startswith("_")}
-    known = ~np.isnan(truth)
-    per_label = {
-        label: {
-            **{name.removeprefix("label_"): figure[index] for name, figure in figures.items() if name.startswith("label_")},
-            "n": int(np.nansum(truth[:, index])),
-            **({"known": int(known[:, index].sum())} if labels.task == "multilabel" else {}),
-        }
-        for index, label in enumerate(labels.names)
-    }
-    return {
-        "split": split,
-        "n": len(scores),
-        "patients": len(names),
-        "task": labels.task,
-        "labels": list(labels.names),
-        "confusion_matrix": point["_confusion"][0].astype(int).tolist(),
-        **{name: figure for name, figure in figures.items() if not name.startswith("label_")},
-        "per_label": per_label,
-        "bootstrap": {"unit": "patient", "resamples": resamples, "seed": seed},
-    }
+    return point, {name: np.concatenate(values) for name, values in drawn.items()}
 
 
 def _one_hot(targets: NDArray[Any], labels: LabelSet) -> Floats:
@@ -111,10 +134,10 @@ def _resamples(cluster: NDArray[Any], clusters: int, rows: int, *, seed: int, re
         yield times[:, cluster].astype(np.float64)
 
 
-def _figure(point: Floats, spread: Floats) -> Any:
-    """``{"value", "ci95"}``, or a list of them where the statistic is one a label."""
+def figure(point: Floats, spread: Floats) -> Any:
+    """``{"value", "ci95"}`` of a statistic (1,) and its resamples (R,), or a list of them where it is one a label (1, K), (R, K)."""
     if point.ndim > 1:
-        return [_figure(point[:, index], spread[:, index]) for index in range(point.shape[1])]
+        return [figure(point[:, index], spread[:, index]) for index in range(point.shape[1])]
     value = float(point[0])
     defined = spread[np.isfinite(spread)]
     if not np.isfinite(value):

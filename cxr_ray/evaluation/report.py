@@ -37,33 +37,53 @@ class Sample:
     right: bool
 
 
-def choose_samples(probabilities: NDArray[Any], targets: NDArray[Any], labels: LabelSet, *, seed: int = 0) -> dict[str, list[int]]:
+def choose_samples(
+    probabilities: NDArray[Any], targets: NDArray[Any], labels: LabelSet, *, thresholds: Sequence[float] | None = None, seed: int = 0
+) -> dict[str, list[int]]:
     """Rows worth seeing: a random draw (no choice of ours), and the errors the model was surest of.
+
+    Args:
+        probabilities: (N, K).
+        targets: (N,) or (N, K).
+        labels: The K names and the task.
+        thresholds: Multilabel: (K,) a label is called present at or above it; None: 0.5.
+        seed: Of the draw.
 
     Returns:
         ``{"random": rows, "errors": rows}``, at most :data:`SAMPLES_A_KIND` each.
     """
-    right = _right(probabilities, targets, labels)
+    right = _right(probabilities, targets, labels, thresholds)
     drawn = np.random.default_rng(seed).permutation(len(right))[:SAMPLES_A_KIND]
     surest = np.argsort(-probabilities.max(1), kind="stable")
     return {"random": drawn.tolist(), "errors": [int(row) for row in surest if not right[row]][:SAMPLES_A_KIND]}
 
 
-def describe(row: int, pixels: NDArray[np.uint8], probabilities: NDArray[Any], targets: NDArray[Any], labels: LabelSet) -> Sample:
-    """The gallery's entry for one row of the arrays."""
+def describe(
+    row: int,
+    pixels: NDArray[np.uint8],
+    probabilities: NDArray[Any],
+    targets: NDArray[Any],
+    labels: LabelSet,
+    *,
+    thresholds: Sequence[float] | None = None,
+) -> Sample:
+    """The gallery's entry for one row of the arrays of :func:`choose_samples`."""
     scores = probabilities[row]
     if labels.task == "multiclass":
         truth, called = labels.names[int(targets[row])], labels.names[int(scores.argmax())]
     else:
         truth = "|".join(name for name, value in zip(labels.names, targets[row], strict=True) if value == 1) or "no finding"
-        called = "|".join(name for name, value in zip(labels.names, scores, strict=True) if value >= 0.5) or "no finding"
-    return Sample(pixels, truth, called, float(scores.max()), bool(_right(probabilities, targets, labels)[row]))
+        cuts = thresholds if thresholds is not None else [0.5] * len(labels)
+        called = "|".join(name for name, value, cut in zip(labels.names, scores, cuts, strict=True) if value >= cut) or "no finding"
+    one = slice(row, row + 1)
+    return Sample(pixels, truth, called, float(scores.max()), bool(_right(probabilities[one], targets[one], labels, thresholds)[0]))
 
 
-def _right(probabilities: NDArray[Any], targets: NDArray[Any], labels: LabelSet) -> NDArray[np.bool_]:
+def _right(probabilities: NDArray[Any], targets: NDArray[Any], labels: LabelSet, thresholds: Sequence[float] | None) -> NDArray[np.bool_]:
     if labels.task == "multiclass":
         return np.asarray(probabilities.argmax(1) == targets)
-    return np.asarray(((probabilities >= 0.5) == (targets == 1))[:, :].all(1))
+    cuts = 0.5 if thresholds is None else np.asarray(thresholds)
+    return np.asarray(((probabilities >= cuts) == (targets == 1)).all(1))
 
 
 def render_report(

@@ -119,7 +119,8 @@ def model_info(bundle: Bundle) -> ModelInfo:
         image_height=bundle.preprocess.height,
         image_width=bundle.preprocess.width,
         preprocessing_fingerprint=manifest.preprocess.fingerprint,
-        dataset_fingerprint=manifest.provenance.dataset_fingerprint,
+        dataset_fingerprint=", ".join(bundle.dataset_fingerprints),
+        unsound=manifest.unsound,
     )
 
 
@@ -130,7 +131,7 @@ def build(args: ServeSettings) -> Application:
         BundleError: The bundle cannot be served; found out here, before any replica starts.
         ConfigError: No API key.
     """
-    read_bundle(args.bundle)
+    read_bundle(args.bundle).warn_if_unsound()
     if args.key_sha256 is None and KEY_VARIABLE in os.environ:
         args = args.model_copy(update={"key_sha256": obtain_key().digest})
     if args.key_sha256 is None:

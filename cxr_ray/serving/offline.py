@@ -105,6 +105,7 @@ def predict_folder(
     if not out.endswith((".parquet", ".csv")):
         raise ConfigError([f"{out!r} must end in .parquet or .csv"], where="--out")
     opened = read_bundle(bundle)
+    opened.warn_if_unsound()
     files = _images_below(source)
     start = time.monotonic()
     score: Any = _score  # Ray's own types know only functions of one argument

@@ -29,7 +29,7 @@ class Prediction:
 
 
 class Predictor:
-    """A bundle's model, loaded once.
+    """A bundle's model, or all its members, loaded once.
 
     Args:
         bundle: Verified bundle.

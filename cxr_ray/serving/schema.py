@@ -17,7 +17,7 @@ class Answer(BaseModel):
         description="Every label with its probability, 0..1.", examples=[{"covid": 0.02, "normal": 0.95, "pneumonia": 0.03}]
     )
     model: str = Field(description="Name of the bundle.", examples=["cnn-lstm"])
-    model_version: str = Field(description="First 12 hex digits of the weights' SHA-256.", examples=["3f9a1c0b77de"])
+    model_version: str = Field(description="12 hex digits of a SHA-256 over weights and thresholds.", examples=["3f9a1c0b77de"])
     image_sha256: str = Field(description="SHA-256 of the bytes that were received.")
     request_id: str = Field(description="Also in the header X-Request-ID.")
     milliseconds: float = Field(description="Time in the service, decoding and queueing included.", ge=0)
@@ -49,3 +49,4 @@ class ModelInfo(BaseModel):
     image_width: int
     preprocessing_fingerprint: str
     dataset_fingerprint: str
+    unsound: str | None = Field(default=None, description="Why this model must not be used; null: nothing is known against it.")

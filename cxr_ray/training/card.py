@@ -1,0 +1,119 @@
+"""The model card: Markdown that travels with a BUNDLE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cxr_ray.models.record import ThresholdOrigin
+from cxr_ray.training.run import Run
+
+
+def model_card(
+    name: str,
+    runs: Sequence[Run],
+    weights: Sequence[float],
+    *,
+    left_out: Sequence[Run] = (),
+    unsound: str | None = None,
+    metrics: dict[str, Any] | None = None,
+    thresholds: Sequence[float] | None = None,
+    origin: ThresholdOrigin | None = None,
+) -> str:
+    """What it is, what it was trained on, how good it is; what software cannot know is left visibly blank.
+
+    Args:
+        name: Of the bundle.
+        runs: Its members.
+        weights: Their say.
+        left_out: Runs that were named but have weight 0.
+        unsound: Why it must not be used; stands at the top.
+        metrics: ``metrics.json`` of its evaluation; None: the card says that it was not evaluated.
+        thresholds: Multilabel: one a label; None: 0.5 each.
+        origin: How they were chosen; None: multiclass.
+    """
+    data = runs[0].manifest.dataset
+    lines = [f"# {name}", ""]
+    if unsound is not None:
+        lines += [f"**This model must not be used:** {unsound}", ""]
+    lines += ["For research. Not a medical device; not for diagnosis.", "", "| | |", "|---|---|"]
+    lines += [f"| Task | {data.task}: {', '.join(data.labels)} |"]
+    if len(runs) == 1:
+        lines += [f"| Network | {_network(runs[0])} |"]
+    lines += [f"| Input | grey, {data.height}×{data.width}, preprocessing {data.preprocess.fingerprint[:12]} |"]
+    for told in dict.fromkeys(f"{run.manifest.dataset.name}, fingerprint {run.manifest.dataset.fingerprint}" for run in runs):
+        lines += [f"| Trained on | {told} |"]
+    if len(runs) == 1:
+        lines += [f"| Recipe, seed, epoch | {_recipe(runs[0])} |"]
+    else:
+        lines += ["", *_members(runs, weights)]
+    if left_out:
+        folds = ", ".join(_of(run) for run in left_out)
+        lines += ["", f"Left out, with a weight of 0: {folds}."]
+    if origin is not None:
+        lines += ["", *_thresholds(data.labels, thresholds, origin)]
+    lines += [
+        "",
+        "## How good it is",
+        "",
+        *_figures(metrics),
+        "",
+        "## To be filled in by a person",
+        "",
+        "- Intended use and users:",
+        "- Patients, hospitals and devices the images come from:",
+        "- Who labelled the images, and how:",
+        "- Known failures and groups not represented:",
+        "- Contact:",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _network(run: Run) -> str:
+    model = run.recipe.model
+    return f"{model.backbone.name} → {model.sequence.order} sequence → {model.rnn.kind} → head"
+
+
+def _recipe(run: Run) -> str:
+    return f"{run.recipe.name}, {run.manifest.seed}, {run.best().epoch + 1} of {run.manifest.epochs}"
+
+
+def _of(run: Run) -> str:
+    """A run in a few words: its fold where it has one."""
+    fold = run.manifest.dataset.fold
+    return f"fold {fold}" if fold is not None else f"{run.recipe.name}, seed {run.manifest.seed}"
+
+
+def _members(runs: Sequence[Run], weights: Sequence[float]) -> list[str]:
+    lines = [
+        f"An ensemble of {len(runs)} models: its answer is the weighted mean of their probabilities.",
+        "The members share nothing; memory and time are the sum of theirs.",
+        "",
+        "| member | network | recipe, seed, epoch | held out | weight |",
+        "|---|---|---|---|---|",
+    ]
+    for index, (run, weight) in enumerate(zip(runs, weights, strict=True)):
+        validation = ", ".join(run.manifest.dataset.validation) or "nothing"
+        lines.append(f"| {index} | {_network(run)} | {_recipe(run)} | {validation} | {weight:g} |")
+    return lines
+
+
+def _thresholds(labels: Sequence[str], thresholds: Sequence[float] | None, origin: ThresholdOrigin) -> list[str]:
+    cuts = thresholds if thresholds is not None else [0.5] * len(labels)
+    lines = ["A label is called present at or above its threshold.", "", "| label | threshold |", "|---|---|"]
+    lines += [f"| {label} | {cut:.4f} |" for label, cut in zip(labels, cuts, strict=True)]
+    return [*lines, "", f"Thresholds: {origin.told()}."]
+
+
+def _figures(metrics: dict[str, Any] | None) -> list[str]:
+    if metrics is None:
+        return ["Not evaluated: exported without a report."]
+    lines = [f"Part {metrics['split']} of {metrics['dataset']['name']}: {metrics['n']} images of {metrics['patients']} patients."]
+    if "folds" in metrics:
+        lines += ["Each image was scored by the one fold that held it out: these are figures of single folds, not of the ensemble."]
+    lines += ["Intervals (95 %) come from a bootstrap over patients.", "", "| figure | value | 95 % |", "|---|---|---|"]
+    for key in ("accuracy", "macro_f1", "macro_auroc", "ece"):
+        figure = metrics[key]
+        if figure["value"] is not None:
+            lines.append(f"| {key} | {figure['value']:.4f} | {figure['ci95'][0]:.4f} to {figure['ci95'][1]:.4f} |")
+    return [*lines, *(f"\nNote: {warning}" for warning in metrics.get("warnings", ()))]
