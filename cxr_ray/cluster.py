@@ -139,6 +139,13 @@ def require(cpus: float, gpus: float, *, what: str) -> None:
         raise ClusterError(f"{what} needs {' and '.join(lacking)}", hint="fewer --workers, or a larger cluster (--address)")
 
 
+def nodes() -> int:
+    """Nodes of the cluster that are alive; Ray must be connected."""
+    import ray
+
+    return sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
+
+
 def quiet_data_log() -> None:
     """Keep what Ray Data says of every pipeline (plan, start, end) off stderr; it stays in the session's log files, and errors are shown.
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from cxr_ray.training.progress import TrainProgress
 
 
+FOLD_FIGURES = ("accuracy", "macro_f1", "macro_auroc")
+
+
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
     app.command()(train)
@@ -31,7 +34,9 @@ def train(
     workers: Annotated[int, typer.Option(min=1, help="Training workers; the batch is divided among them.")] = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
     fold: Annotated[int | None, typer.Option(min=0, help="Validate on this fold, train on the others.")] = None,
-    cv: Annotated[bool, typer.Option("--cv", help="Every fold in turn, each from scratch; pooled figures with intervals.")] = False,
+    cv: Annotated[bool, typer.Option("--cv", help="Every fold, each from scratch; figures by fold, and pooled with intervals.")] = False,
+    parallel: Annotated[int | None, typer.Option(min=1, help="With --cv: folds at a time; default: as the cluster has room.")] = None,
+    without_rnn: Annotated[bool, typer.Option("--without-rnn", help="The recipe's control: its network and budget, no RNN.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a RUN that stands at --out.")] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster; default: one on this machine.")] = None,
     json: Json = False,
@@ -46,10 +51,14 @@ def train(
 
     if cv and fold is not None:
         raise ConfigError(["--cv trains every fold; --fold one of them"], where="train")
+    if parallel is not None and not cv:
+        raise ConfigError(["--parallel says how many folds of --cv run at a time"], where="train")
     settings = load_recipe(recipe, overrides or [])
+    if without_rnn:
+        settings = settings.without_rnn()
     with connected(address):
         if cv:
-            _cross_validate(settings, data, out, workers=workers, gpu=gpu, overwrite=overwrite)
+            _cross_validate(settings, data, out, workers=workers, gpu=gpu, parallel=parallel, overwrite=overwrite)
             return
         from cxr_ray.training.trainer import train as run_train
 
@@ -74,10 +83,14 @@ def train(
     )
 
 
-def show_epoch(progress: TrainProgress) -> None:
-    """One line an epoch."""
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def show_epoch(progress: TrainProgress, before: str = "") -> None:
+    """One line an epoch, ``before`` in front of it."""
     record = progress.record
-    parts = [f"epoch {record.epoch + 1:3d}/{progress.epochs}", f"loss {record.train_loss:.4f}"]
+    parts = [f"{before}epoch {record.epoch + 1:3d}/{progress.epochs}", f"loss {record.train_loss:.4f}"]
     named = (
         ("val loss", record.val_loss),
         ("accuracy", record.val_accuracy),
@@ -89,23 +102,23 @@ def show_epoch(progress: TrainProgress) -> None:
     console.say("  ".join(parts))
 
 
-def _cross_validate(settings: Recipe, data: str, out: str, *, workers: int, gpu: bool, overwrite: bool) -> None:
+def _cross_validate(settings: Recipe, data: str, out: str, *, workers: int, gpu: bool, parallel: int | None, overwrite: bool) -> None:
     from cxr_ray.data.shards import open_dataset
-    from cxr_ray.evaluation.crossval import pooled_metrics
+    from cxr_ray.evaluation.crossval import caveats, pooled_metrics
     from cxr_ray.training.crossval import cross_validate
 
     def show(fold: int, progress: TrainProgress) -> None:
-        if progress.record.epoch == 0:
-            console.say(f"fold {fold}")
-        show_epoch(progress)
+        show_epoch(progress, before=f"fold {fold}  ")
 
-    done = cross_validate(settings, data, out, workers=workers, use_gpu=gpu, overwrite=overwrite, report=show)
-    chosen = ("The held-out folds chose the epoch, which flatters them.",) if done.summary["held_out_folds_chose_the_epoch"] else ()
-    metrics = pooled_metrics(done.predictions(), open_dataset(data), out, recipe=settings.name, warnings=chosen)
+    done = cross_validate(settings, data, out, workers=workers, use_gpu=gpu, parallel=parallel, overwrite=overwrite, report=show)
+    found = caveats(done.summary, settings)
+    metrics = pooled_metrics(done.predictions(), open_dataset(data), out, recipe=settings.name, warnings=found)
+    rows = [[str(fold["fold"]), str(fold["n"]), *(_number(fold[name]) for name in FOLD_FIGURES)] for fold in done.summary["folds"]]
+    spread = [f"{metrics['folds'][name]['mean']:.4f} ± {metrics['folds'][name]['sd']:.4f}" for name in FOLD_FIGURES]
     console.table(
-        f"{len(done.summary['folds'])} folds, each from scratch",
-        ["fold", "images", "accuracy", "macro F1"],
-        [[str(fold["fold"]), str(fold["n"]), f"{fold['accuracy']:.4f}", f"{fold['macro_f1']:.4f}"] for fold in done.summary["folds"]],
+        f"{settings.name}: {len(rows)} folds",
+        ["fold", "images", *(name.replace("_", " ") for name in FOLD_FIGURES)],
+        [*rows, ["mean ± sd", "", *spread]],
     )
     say_metrics(metrics)
     console.result({"cv": out, "folds": done.summary["folds"], "pooled": metrics}, next_step=f"open {out}/report.html")

@@ -1,7 +1,10 @@
-"""``cross_validate``: a run a fold, each from scratch, and the pooled predictions of the images that each did not see.
+"""``cross_validate``: a run a fold, and the pooled predictions of the images that each did not see.
 
-``OUT/fold-K`` are RUNs; ``OUT/predictions.parquet`` has a row an image, ``OUT/cv.json`` the plain figures. Figures with intervals
-are made of the predictions by ``cxr_ray.evaluation``. With any monitor but ``last`` the held-out fold also chose the epoch, which
+Folds start from scratch and run side by side where the cluster has room. Recipes that say ``cross_validation.start: previous`` go on
+from fold to fold, as the scripts of papers 001 and 003 do; such figures are marked as unsound everywhere.
+
+``OUT/fold-K`` are RUNs; ``OUT/predictions.parquet`` has a row an image, ``OUT/cv.json`` the plain figures. Figures with intervals are
+made of the predictions by ``cxr_ray.evaluation``. With any monitor but ``last`` the held-out fold also chose the epoch, which
 flatters the figures: ``cv.json`` says so.
 """
 
@@ -9,7 +12,9 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +24,7 @@ import pyarrow.parquet as pq
 import torch
 
 from cxr_ray import storage
-from cxr_ray.cluster import connected
+from cxr_ray.cluster import connected, nodes, require, resources
 from cxr_ray.config import Recipe
 from cxr_ray.data.shards import open_dataset
 from cxr_ray.errors import DatasetError, RunError
@@ -75,11 +80,12 @@ def cross_validate(
     *,
     workers: int = 1,
     use_gpu: bool = False,
+    parallel: int | None = None,
     address: str | None = None,
     overwrite: bool = False,
     report: Callable[[int, TrainProgress], None] | None = None,
 ) -> CrossValidation:
-    """Train on all folds but one, for each fold in turn, or go on where an earlier call stopped.
+    """Train on all folds but one, for every fold, or go on where an earlier call stopped.
 
     Args:
         recipe: One experiment; ``monitor: last`` keeps the held-out folds out of every choice.
@@ -87,9 +93,10 @@ def cross_validate(
         out: Directory to write, a local path or a URI.
         workers: Training processes of each run.
         use_gpu: One GPU a worker.
+        parallel: Folds at a time. None: as many as the cluster has GPUs for, or without GPUs one a node. Results do not depend on it.
         address: Ray cluster; see :func:`cxr_ray.cluster.connect`.
         overwrite: Remove another cross-validation that stands at ``out``.
-        report: Called with the fold after each of its epochs.
+        report: Called with the fold after each of its epochs, from one thread a fold.
 
     Raises:
         CxrRayError: As :func:`cxr_ray.training.trainer.train`; :class:`RunError` too where another cross-validation stands at ``out``.
@@ -109,16 +116,68 @@ def cross_validate(
         if done is not None:
             return done
         with connected(address):
-            tables, facts = [], []
-            for fold in folds:  # one after the other: on a cluster with room for more, these calls may run in threads
+            at_a_time = _parallel(recipe, len(folds), workers, use_gpu, parallel)
+            sharing = math.ceil(at_a_time / nodes())
+
+            def run_fold(fold: int, initial: str | None = None) -> tuple[pa.Table, dict[str, Any]]:
                 told = None if report is None else _of_fold(report, fold)
                 location = storage.join(out, f"fold-{fold}")
-                result = train(recipe, dataset, location, workers=workers, use_gpu=use_gpu, fold=fold, overwrite=overwrite, report=told)
+                result = train(
+                    recipe,
+                    dataset,
+                    location,
+                    workers=workers,
+                    use_gpu=use_gpu,
+                    fold=fold,
+                    overwrite=overwrite,
+                    report=told,
+                    initial=initial,
+                    sharing=sharing,
+                )
                 table = predict_partition(location, data.location, f"fold-{fold}", use_gpu=use_gpu)
-                tables.append(table.append_column("fold", pa.array([fold] * len(table), pa.int64())))
-                facts.append(_fold_facts(fold, result.run, tables[-1]))
-        pooled = pa.concat_tables(tables)
-        return _write(out, recipe, data.manifest.fingerprint, fingerprint, pooled, facts)
+                return table.append_column("fold", pa.array([fold] * len(table), pa.int64())), _fold_facts(fold, result.run, table)
+
+            done_folds = _one_after_the_other(run_fold, folds, out) if _goes_on(recipe) else _side_by_side(run_fold, folds, at_a_time)
+        pooled = pa.concat_tables([table for table, _ in done_folds])
+        return _write(out, recipe, data.manifest.fingerprint, fingerprint, pooled, [facts for _, facts in done_folds])
+
+
+RunFold = Callable[..., tuple[pa.Table, dict[str, Any]]]
+
+
+def _goes_on(recipe: Recipe) -> bool:
+    return recipe.cross_validation.start == "previous"
+
+
+def _one_after_the_other(run_fold: RunFold, folds: Sequence[int], out: str) -> list[tuple[pa.Table, dict[str, Any]]]:
+    """Each fold goes on from the one before it: unsound, and what the scripts of papers 001 and 003 do."""
+    done = []
+    for position, fold in enumerate(folds):
+        done.append(run_fold(fold, storage.join(out, f"fold-{folds[position - 1]}") if position else None))
+    return done
+
+
+def _side_by_side(run_fold: RunFold, folds: Sequence[int], parallel: int) -> list[tuple[pa.Table, dict[str, Any]]]:
+    if parallel == 1:  # in this thread, where Ctrl-C is heard at once
+        return [run_fold(fold) for fold in folds]
+    with ThreadPoolExecutor(parallel, thread_name_prefix="cxr-ray-fold") as pool:
+        return list(pool.map(run_fold, folds))
+
+
+def _parallel(recipe: Recipe, folds: int, workers: int, use_gpu: bool, wanted: int | None) -> int:
+    """Folds at a time.
+
+    Raises:
+        ClusterError: More were asked for than the cluster could ever run at once.
+    """
+    if _goes_on(recipe):
+        return 1
+    if wanted is None:
+        room = int(resources().get("GPU", 0)) if use_gpu else nodes()  # a CPU worker keeps all cores of its node busy
+        return max(1, min(folds, room // workers))
+    wanted = max(1, min(folds, wanted))
+    require(wanted * workers, wanted * workers if use_gpu else 0, what=f"{wanted} folds at a time of {workers} worker(s)")
+    return wanted
 
 
 def _of_fold(report: Callable[[int, TrainProgress], None], fold: int) -> Callable[[TrainProgress], None]:
@@ -147,8 +206,9 @@ def figures(table: pa.Table) -> dict[str, Any]:
 
 
 def _fold_facts(fold: int, run: Run, table: pa.Table) -> dict[str, Any]:
-    best = run.best()
-    return {"fold": fold, "run": f"fold-{fold}", "epochs": run.manifest.epochs, "epoch": best.epoch, **figures(table)}
+    history = run.history()
+    facts = {"fold": fold, "run": f"fold-{fold}", "epochs": run.manifest.epochs, "epoch": run.best().epoch}
+    return {**facts, "seconds_per_epoch": sum(record.seconds for record in history) / max(len(history), 1), **figures(table)}
 
 
 def _write(out: str, recipe: Recipe, data: str, fingerprint: str, pooled: pa.Table, facts: list[dict[str, Any]]) -> CrossValidation:
@@ -162,6 +222,7 @@ def _write(out: str, recipe: Recipe, data: str, fingerprint: str, pooled: pa.Tab
         "dataset_fingerprint": data,
         "monitor": recipe.training.monitor,
         "held_out_folds_chose_the_epoch": recipe.training.monitor != "last",
+        "folds_go_on_from_the_fold_before": _goes_on(recipe),
         "pooled": figures(pooled),
         "folds": facts,
     }

@@ -27,6 +27,7 @@ from cxr_ray.models.classifier import Classifier
 from cxr_ray.training.checkpoint import Best, EpochRecord, TrainState, copy_to_cpu
 from cxr_ray.training.distributed import World, synchronise_batch_norm
 from cxr_ray.training.ema import MovingAverage
+from cxr_ray.training.feature_cache import FeatureCache
 from cxr_ray.training.loss import LabelCounts, Objective, mixup
 from cxr_ray.training.metrics import gather_validation, validation_metrics
 from cxr_ray.training.optim import build_optimizer, clip_gradients, learning_rate_factor, set_learning_rate
@@ -128,6 +129,9 @@ class _Loop:
         self.best: Best | None = None
         self.learning: list[bool] | None = None
         self.forward: nn.Module = model
+        self.caches: dict[int, FeatureCache] = {}
+        if config.compile:
+            model.compile()
 
     def prepare(self, train: Feed, resume: TrainState | None) -> None:
         self.steps_per_epoch = train.steps_per_epoch
@@ -222,8 +226,6 @@ class _Loop:
             devices = [self.device] if self.device.type == "cuda" else None
             buffers: dict[str, Any] = {_BUFFER_OPTION: False}
             self.forward = DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True, **buffers)
-        if self.config.compile:
-            self.forward = torch.compile(self.forward)  # type: ignore[assignment]
 
     @contextmanager
     def _seeded(self, epoch: int) -> Iterator[None]:
@@ -240,7 +242,7 @@ class _Loop:
         every = 1 if self.world.size == 1 and self.device.type == "cpu" else STEPS_BETWEEN_CHECKS
         with closing(feed.epoch(epoch)) as batches:
             for step, batch in enumerate(batches):
-                loss, terms = self._step(batch, epoch, step)
+                loss, terms = self._step(batch, epoch, step, self._cache(feed))
                 sums += torch.stack([loss, terms.to(loss.dtype), torch.full_like(loss, len(batch.rows))])
                 bad_step = torch.where(torch.isfinite(loss), bad_step, bad_step.clamp(max=step))
                 if (step + 1) % every == 0:
@@ -248,15 +250,30 @@ class _Loop:
         self._check_finite(bad_step, epoch)
         return sums
 
-    def _step(self, batch: Batch, epoch: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        images, targets = batch.images.to(self.device, non_blocking=True), batch.targets.to(self.device, non_blocking=True)
+    def _cache(self, feed: Feed) -> FeatureCache | None:
+        """Of this feed; None: not asked for."""
+        if not self.config.cache_features:
+            return None
+        if id(feed) not in self.caches:
+            self.caches[id(feed)] = FeatureCache(self.model, feed.rows)
+        return self.caches[id(feed)]
+
+    def _images(self, batch: Batch, cache: FeatureCache | None) -> torch.Tensor:
+        """What goes into the network: images, or their feature maps where these are kept."""
+        return batch.images.to(self.device, non_blocking=True) if cache is None else cache.maps(batch, self.device)
+
+    def _step(self, batch: Batch, epoch: int, step: int, cache: FeatureCache | None) -> tuple[torch.Tensor, torch.Tensor]:
+        targets = batch.targets.to(self.device, non_blocking=True)
         mix = None
         if self.config.mixup_alpha:
+            images = batch.images.to(self.device, non_blocking=True)
             images, mix = mixup(images, self.config.mixup_alpha, seed=self.config.seed, epoch=epoch, step=step, rank=self.world.rank)
         set_learning_rate(self.optimizer, self._factor(epoch, step))
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            logits = self.forward(images)
+            if mix is None:
+                images = self._images(batch, cache)
+            logits = self.forward(images, is_map=cache is not None)
         loss = self.objective.training_sum(logits, targets, mix)
         # DDP averages over ranks; times their number, the gradient is that of the sum over all rows / images of the step
         (loss * (self.world.size / (batch.global_size * self.objective.terms_per_image))).backward()  # type: ignore[no-untyped-call]
@@ -284,10 +301,11 @@ class _Loop:
         logits: list[torch.Tensor] = [torch.zeros((0, labels), device=self.device)]
         targets: list[torch.Tensor] = []
         rows: list[torch.Tensor] = [torch.zeros(0, dtype=torch.int64)]
+        cache = self._cache(feed)
         with closing(feed.epoch(epoch)) as batches:
             for batch in batches:
                 with torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-                    logits.append(model(batch.images.to(self.device, non_blocking=True)).float())
+                    logits.append(model(self._images(batch, cache), is_map=cache is not None).float())
                 targets.append(batch.targets)
                 rows.append(batch.rows)
         shape = (0, labels) if self.objective.multilabel else (0,)

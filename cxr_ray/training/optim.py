@@ -25,13 +25,13 @@ ONE_CYCLE_END = ONE_CYCLE_START / 1e4
 def build_optimizer(model: Classifier, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimiser over all parameters of ``model``, frozen ones too: they have no gradient and are passed over until they thaw.
 
-    Nesterov momentum for SGD. RMSprop smooths with 0.99, as torch does (Keras: 0.9).
+    Nesterov momentum for SGD.
     """
     groups = model.parameter_groups(lr=config.lr, backbone_lr_scale=config.backbone_lr_scale, weight_decay=config.weight_decay)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
     if config.name == "rmsprop":
-        return torch.optim.RMSprop(groups, lr=config.lr, momentum=config.momentum)
+        return torch.optim.RMSprop(groups, lr=config.lr, alpha=config.rms_decay, momentum=config.momentum)
     if config.name == "adam":
         return torch.optim.Adam(groups, lr=config.lr)
     return torch.optim.AdamW(groups, lr=config.lr)

@@ -76,7 +76,9 @@ class RunManifest(Settings):
     schema_: Literal["cxr-ray/run/1"] = Field(default=SCHEMA, alias="schema")
     status: Literal["running", "finished"]
     fingerprint: str
-    """SHA-256 of the resolved recipe and the data: what must agree for a run to go on."""
+    """SHA-256 of the resolved recipe, the data and the start: what must agree for a run to go on."""
+    initial: str | None = None
+    """Fingerprint of the run whose weights it started from; None: from scratch, or from the recipe's weight file."""
     recipe: Recipe
     dataset: DataRecord
     seed: int
@@ -245,7 +247,8 @@ def claim(location: str, wanted: RunManifest, *, overwrite: bool) -> RunManifest
         write_run(location, wanted)  # an attempt that failed before its first epoch: nothing is lost
         return wanted
     if there.fingerprint != wanted.fingerprint:
-        was, now = identity(there.recipe, there.dataset), identity(wanted.recipe, wanted.dataset)
+        was = identity(there.recipe, there.dataset, there.initial)
+        now = identity(wanted.recipe, wanted.dataset, wanted.initial)
         lines = "".join(f"\n  - {line}" for line in differences(was, now))
         raise RunError(f"{location} is a RUN of another recipe or other data:{lines}", hint="another --out, or --overwrite")
     if there.status == "finished" and newest_valid(storage.join(location, CHECKPOINTS)) is not None:
@@ -279,15 +282,16 @@ def describe_data(dataset: Dataset, fold: int | None) -> DataRecord:
     )
 
 
-def identity(recipe: Recipe, data: DataRecord) -> dict[str, Any]:
-    """What must agree for a run to go on: the recipe but for its prose, and the data wherever they lie."""
+def identity(recipe: Recipe, data: DataRecord, initial: str | None = None) -> dict[str, Any]:
+    """What must agree for a run to go on: the recipe but for its prose, the data wherever they lie, and the run it started from."""
     facts = data.model_dump(mode="json", include={"fingerprint", "train", "validation"})
-    return {"recipe": recipe.model_dump(mode="json", exclude=recipe.prose), "data": facts}
+    start = {} if initial is None else {"initial": initial}
+    return {"recipe": recipe.model_dump(mode="json", exclude=recipe.prose), "data": facts, **start}
 
 
-def run_fingerprint(recipe: Recipe, data: DataRecord) -> str:
+def run_fingerprint(recipe: Recipe, data: DataRecord, initial: str | None = None) -> str:
     """SHA-256 of :func:`identity`."""
-    return storage.sha256(json.dumps(identity(recipe, data), sort_keys=True).encode())
+    return storage.sha256(json.dumps(identity(recipe, data, initial), sort_keys=True).encode())
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -80,6 +80,8 @@ def train(
     report: Callable[[TrainProgress], None] | None = None,
     callbacks: Sequence[UserCallback] = (),
     plans: tuple[FeedPlan, FeedPlan | None] | None = None,
+    initial: str | None = None,
+    sharing: int = 1,
 ) -> RunResult:
     """Train to the end, or go on where an earlier call with the same recipe and data stopped.
 
@@ -96,6 +98,8 @@ def train(
         callbacks: Of Ray Train, such as Ray Tune's ``TuneReportCallback``. What is reported has the fields of
             :class:`EpochRecord` (NaN for None) and ``checkpoint``, the location of the epoch's checkpoint.
         plans: Feeds of the training and the validation part, when several runs share them. None: planned here.
+        initial: Finished RUN of the same network whose weights are the start (its normalisation is not). None: the recipe's own start.
+        sharing: Runs at a time on each node, which divide its cores.
 
     Raises:
         CxrRayError: Of the kind that fits: settings, DATASET, weights, cluster, a RUN of another recipe or in use, a loss
@@ -105,7 +109,8 @@ def train(
     record = describe_data(data, fold)
     out = storage.absolute(out)
     _check(recipe, record, workers)
-    wanted = _new_manifest(recipe, record, workers, use_gpu)
+    start = open_run(initial) if initial is not None else None
+    wanted = _new_manifest(recipe, record, workers, use_gpu, start.manifest.fingerprint if start is not None else None)
     refuse_foreign(out)
     with lease.hold(out) as name:
         manifest = claim(out, wanted, overwrite=overwrite)
@@ -116,7 +121,8 @@ def train(
         with connected(address), HistoryWatch(out, recipe.training.epochs, report):
             cpus_a_worker(workers, use_gpu)  # refused before anything is read
             train_plan, validation_plan = plans or plan_feeds(data, recipe, fold)
-            job = Job(out, name, recipe, record, label_counts(data, fold), train_plan, validation_plan)
+            checkpoint = start.best_checkpoint() if start is not None else None
+            job = Job(out, name, recipe, record, label_counts(data, fold), train_plan, validation_plan, checkpoint, sharing)
             answer = launch(lambda: _run_worker(job), out, job.launch, workers=workers, use_gpu=use_gpu, callbacks=callbacks)
         manifest = _finish(out, manifest, answer)
     return RunResult(Run(out, manifest), already_finished=False, resumed_after=epoch_of(past) if past else None)
@@ -171,16 +177,35 @@ def _check(recipe: Recipe, record: DataRecord, workers: int) -> None:
             f"training.monitor={recipe.training.monitor} needs a validation part, and {record.location} has none",
             hint="training.monitor=last",
         )
+    _say_what_differs(recipe, record)
     build_augmentation(recipe.augment)
     with torch.device("meta"):
         build_model(recipe, record, load_weights=False)
 
 
-def _new_manifest(recipe: Recipe, record: DataRecord, workers: int, use_gpu: bool) -> RunManifest:
+def _say_what_differs(recipe: Recipe, record: DataRecord) -> None:
+    """The paper's figures are of other images than these, or its way of training is unsound: say so before it begins."""
+    if recipe.unsound is not None:
+        logger.warning("%s is unsound: %s", recipe.name, recipe.unsound)
+    expected, found = recipe.expects, record.preprocess
+    if expected is None:
+        return
+    pairs = {
+        "size": (f"{expected.size}x{expected.size}", f"{record.height}x{record.width}"),
+        "equalisation": (expected.equalize, found.equalize),
+        "blur": (expected.blur, found.blur),
+    }
+    other = [f"{name} {ours} instead of {theirs}" for name, (theirs, ours) in pairs.items() if theirs != ours]
+    if other:
+        logger.warning("the images are not as paper %s had them: %s", recipe.paper, ", ".join(other))
+
+
+def _new_manifest(recipe: Recipe, record: DataRecord, workers: int, use_gpu: bool, initial: str | None) -> RunManifest:
     return RunManifest(
         schema="cxr-ray/run/1",
         status="running",
-        fingerprint=run_fingerprint(recipe, record),
+        fingerprint=run_fingerprint(recipe, record, initial),
+        initial=initial,
         recipe=recipe,
         dataset=record,
         seed=recipe.training.seed,

@@ -30,6 +30,7 @@ from cxr_ray.training.checkpoint import (
     TrainState,
     checkpoint_location,
     is_whole,
+    load_exported,
     load_state,
     newest_valid,
     save_checkpoint,
@@ -72,6 +73,10 @@ class Job:
     counts: LabelCounts
     train: FeedPlan
     validation: FeedPlan | None
+    initial: str | None = None
+    """Checkpoint whose weights are the start; None: the recipe's own start."""
+    sharing: int = 1
+    """Runs at a time on each node."""
 
 
 def work(job: Job, world: World, *, workers_here: int, announce: Announce) -> dict[str, Any]:
@@ -86,7 +91,7 @@ def work(job: Job, world: World, *, workers_here: int, announce: Announce) -> di
     Returns:
         ``{"epochs", "best", "stopped_early", "hardware"}``, or ``{"error": CxrRayError}``.
     """
-    use_device(world.device, workers_here)
+    use_device(world.device, workers_here * job.sharing)
     try:
         _agreed(world, lambda: lease.check(job.out, job.launch))
         return _train(job, world, announce)
@@ -138,7 +143,7 @@ def _train(job: Job, world: World, announce: Announce) -> dict[str, Any]:
         write_history(job.out, state.history if state is not None else ())
     if state is not None and state.finished and state.best is not None:
         return _result(state.history, state.best, len(state.history) < job.recipe.training.epochs)
-    model = _agreed(world, lambda: build_model(job.recipe, job.data, load_weights=state is None))
+    model = _agreed(world, lambda: _build(job, load_weights=state is None))
     train, validation = _agreed(world, lambda: _open_feeds(job, world))
     board = TensorBoard(job.out, state.epoch + 1 if state is not None else 0) if world.first else None
 
@@ -161,6 +166,19 @@ def _train(job: Job, world: World, announce: Announce) -> dict[str, Any]:
         if board is not None:
             board.close()
     return _result(fitted.history, fitted.best, fitted.stopped_early)
+
+
+def _build(job: Job, *, load_weights: bool) -> Classifier:
+    """The network at its start, or ready for the state of an interrupted run."""
+    model = build_model(job.recipe, job.data, load_weights=load_weights and job.initial is None)
+    if not load_weights or job.initial is None:
+        return model
+    own = {"mean": model.mean.clone(), "std": model.std.clone()}  # of this run's training part
+    try:
+        model.load_state_dict({**load_exported(job.initial), **own})
+    except RuntimeError:
+        raise RunError(f"{job.initial}: the weights to start from are of another network") from None
+    return model
 
 
 def _best_that_is_whole(state: TrainState, folder: str, job: Job) -> Best | None:

@@ -20,7 +20,16 @@ import torch
 from ray.train import UserCallback
 from safetensors.torch import load_file
 
-from cxr_ray.config import BackboneConfig, FeedConfig, ModelConfig, OptimizerConfig, Recipe, RnnConfig, TrainingConfig
+from cxr_ray.config import (
+    BackboneConfig,
+    CrossValidationConfig,
+    FeedConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    RnnConfig,
+    TrainingConfig,
+)
 from cxr_ray.data import columns, manifest, shards
 from cxr_ray.errors import ClusterError, RunError
 from cxr_ray.imaging.preprocess import PreprocessSpec
@@ -29,6 +38,7 @@ from cxr_ray.training.checkpoint import epoch_of
 from cxr_ray.training.crossval import cross_validate
 from cxr_ray.training.progress import TrainProgress
 from cxr_ray.training.run import open_run
+from cxr_ray.training.select import Candidate, select
 from cxr_ray.training.trainer import train
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
@@ -290,3 +300,39 @@ def test_cross_validation_over_many_labels(tmp_path: Path) -> None:
     assert cross_validate(settings, folds, out).summary == found.summary
     with pytest.raises(RunError, match="another recipe"):
         cross_validate(recipe(epochs=3, batch_size=10, monitor="last"), folds, out)
+
+
+def test_folds_side_by_side_are_the_folds_one_by_one(tmp_path: Path) -> None:
+    folds = write_dataset(tmp_path / "folds", BARS, {"fold-0": 24, "fold-1": 27, "fold-2": 25})
+    settings = recipe(epochs=2, batch_size=10, monitor="last")
+    alone = cross_validate(settings, folds, str(tmp_path / "alone"), parallel=1)
+    together = cross_validate(settings, folds, str(tmp_path / "together"), parallel=3)
+    first, second = (np.stack(found.predictions()["probabilities"].to_numpy()) for found in (alone, together))
+    assert np.abs(first - second).max() < 1e-5
+    assert together.summary["fingerprint"] == alone.summary["fingerprint"]
+
+
+def test_a_fold_that_goes_on_from_another_starts_with_its_weights(tmp_path: Path) -> None:
+    folds = write_dataset(tmp_path / "folds", BARS, {"fold-0": 24, "fold-1": 27})
+    standing = OptimizerConfig(name="sgd", lr=1e-12, momentum=0.0)  # the weights stay where they are, so the start can be seen
+    settings = recipe(epochs=1, batch_size=10, monitor="last")
+    unsound = settings.model_copy(update={"cross_validation": CrossValidationConfig(start="previous")})
+    done = cross_validate(unsound, folds, str(tmp_path / "cv"))
+    first, second = (open_run(location) for location in done.runs())
+    assert done.summary["folds_go_on_from_the_fold_before"]
+    assert first.manifest.initial is None
+    assert second.manifest.initial == first.manifest.fingerprint
+    still = recipe(epochs=1, batch_size=10, monitor="last", optimizer=standing)
+    run = train(still, folds, str(tmp_path / "still"), fold=1, initial=done.runs()[0]).run
+    before, after = weights(done.runs()[0], 0), weights(run.location, 0)
+    assert torch.allclose(before["head.1.weight"], after["head.1.weight"], atol=1e-6)
+    assert not torch.equal(before["mean"], after["mean"])  # the normalisation is that of its own training part
+
+
+def test_select_shares_the_images_and_keeps_the_best(dataset: str, tmp_path: Path) -> None:
+    slow, quick = recipe(epochs=2), recipe(epochs=2, optimizer=OptimizerConfig(name="adam", lr=0.01))
+    listed = [Candidate("slow", slow), Candidate("quick", quick), Candidate("wrong", recipe(epochs=1, monitor="last", mixup_alpha=0.0))]
+    found = select(listed, dataset, str(tmp_path), metric="val_loss")
+    assert found["best"] == "quick"
+    assert all(fact["error"] is None for fact in found["candidates"])
+    assert select(listed, dataset, str(tmp_path), metric="val_loss")["best"] == "quick"
