@@ -163,6 +163,8 @@ class DatasetManifest(Settings):
     copies: CopyInfo
     split: dict[str, Any]
     """``request`` (the settings of the split) and ``report`` (what came of them)."""
+    synthesis: tuple[dict[str, Any], ...] = ()
+    """How synthetic images of the training part were made: a record a label (docs/synthesis.md)."""
     official_split: OfficialSplit | None = None
     notes: tuple[str, ...] = ()
     """What the source's adapter and the split had to say."""
