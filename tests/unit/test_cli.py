@@ -22,12 +22,25 @@ def test_help_answers_in_a_second() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 1.0
-    for command in ("demo", "phantoms", "ingest", "train", "evaluate", "export", "predict", "serve", "validate", "doctor", "recipes"):
+    for command in (
+        "demo",
+        "phantoms",
+        "ingest",
+        "train",
+        "evaluate",
+        "export",
+        "compare",
+        "predict",
+        "serve",
+        "validate",
+        "doctor",
+        "recipes",
+    ):
         assert command in answer.stdout
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "phantoms", "ingest", "train", "evaluate", "export", "predict", "serve", "validate", "doctor", "recipes"]
+    "command", ["demo", "phantoms", "ingest", "train", "evaluate", "export", "compare", "predict", "serve", "validate", "doctor", "recipes"]
 )
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([command, "--help"]) == 0
@@ -84,7 +97,9 @@ def test_our_own_fault_is_exit_code_1(capsys: pytest.CaptureFixture[str], monkey
 def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["validate", "--json"]) == 0
     said = capsys.readouterr()
-    assert json.loads(said.out) == {"files": len(list(Path(cli.__file__).parents[1].glob("models/recipes/*.yaml"))), "valid": True}
+    package = Path(cli.__file__).parents[1]
+    files = [*package.glob("models/recipes/*.yaml"), *package.glob("reproduction/plans/*.yaml")]
+    assert json.loads(said.out) == {"files": len(files), "valid": True}
 
 
 def test_what_libraries_print_stays_out_of_the_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

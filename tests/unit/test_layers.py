@@ -26,9 +26,11 @@ ALLOWED |= {
     "bundle": _BASE | {"models"},
     "training": _BASE | {"data", "models", "bundle"},
     "evaluation": _BASE | {"data", "models", "bundle"},
+    "synthesis": _BASE | {"data", "models", "bundle", "training"},
     "tuning": _BASE | {"data", "models", "bundle", "training", "evaluation"},
+    "reproduction": _BASE | {"data", "models", "bundle", "training", "evaluation"},
     "serving": {"errors", "labels", "settings", "config", "storage", "cluster", "cpu", "imaging", "models", "bundle", "evaluation.explain"},
-    "cli": _BASE | {"data", "models", "bundle", "training", "evaluation", "tuning", "serving"},
+    "cli": _BASE | {"data", "models", "bundle", "training", "evaluation", "synthesis", "reproduction", "tuning", "serving"},
     "__init__": set(),
     "__main__": {"cli"},
 }
@@ -39,6 +41,7 @@ RAY_EDGES = {
     "training/launch.py",
     "training/trainer.py",
     "tuning/search.py",
+    "synthesis/trainer.py",
     "serving/app.py",
     "serving/offline.py",
 }

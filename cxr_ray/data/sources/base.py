@@ -80,6 +80,8 @@ class SourceOptions(Settings):
 
     labels: Literal[2, 3] | None = None
     """Kermany: normal and pneumonia, or normal, bacteria and virus. None: 3."""
+    findings: tuple[str, ...] = ()
+    """NIH: the findings to keep as labels, in this order (paper 004 kept the seven commonest). Empty: all of them."""
     uncertain: Literal["ignore", "zeros", "ones"] = "ignore"
     """What -1 in a column per finding becomes: unknown (NaN), 0 or 1 (CheXpert paper: U-Ignore, U-Zeros, U-Ones)."""
     blank: Literal["auto", "unknown", "zeros"] = "auto"

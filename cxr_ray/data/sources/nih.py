@@ -12,6 +12,7 @@ from cxr_ray import storage
 from cxr_ray.data.sources import tables
 from cxr_ray.data.sources.base import Collector, Folder, Source, SourceOptions, shorten
 from cxr_ray.data.sources.tables import Table
+from cxr_ray.errors import SourceError
 
 NAME = "nih"
 LAYOUT = "Data_Entry_2017*.csv or labels.csv (`Image Index`, `Finding Labels`, `Patient ID`) beside images/"
@@ -35,15 +36,16 @@ def recognise(folder: Folder, options: SourceOptions) -> str | None:
 
 
 def read(folder: Folder, options: SourceOptions) -> Source:
-    """Read the layout: 14 findings, and any other that the table names after them.
+    """Read the layout: 14 findings, and any other that the table names after them, or those of ``options.findings``.
 
     Raises:
-        SourceError: No table of NIH's columns, several that none of NIH's names tells apart, or no image is left.
+        SourceError: A finding that the table does not name; no table of NIH's columns, several that none of NIH's names tells apart,
+            or no image is left.
     """
     file = tables.chosen_table(folder, options, _preferred(folder), what="the columns 'Image Index' and 'Finding Labels'")
     table = tables.read_table(folder, file)
     image, found = table.named("Image Index"), table.named("Finding Labels")
-    names = label_names({row[found] for row in table.rows})
+    names = _chosen(label_names({row[found] for row in table.rows}), options.findings)
     collector = Collector(folder, NAME, source="NIH ChestX-ray14")
     splits, listed_twice = official_split(folder)
     _collect(collector, table, image, found, names, splits)
@@ -51,6 +53,15 @@ def read(folder: Folder, options: SourceOptions) -> Source:
     if splits:
         collector.notes.append(f"official split from {' and '.join(LISTS)}; {listed_twice:,} image(s) stand in both and are taken as test")
     return collector.finish(names, task="multilabel", where=file)
+
+
+def _chosen(names: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise SourceError(
+            f"no finding called {', '.join(unknown)}; there are: {', '.join(names)}", hint="-o findings=[Atelectasis,Effusion]"
+        )
+    return tuple(dict.fromkeys(wanted)) or names
 
 
 def label_names(texts: Iterable[str]) -> tuple[str, ...]:

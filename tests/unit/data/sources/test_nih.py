@@ -50,6 +50,15 @@ def test_the_official_lists(tree: Tree) -> None:
     assert any("1 image(s) stand in both" in note for note in source.notes)
 
 
+def test_only_some_findings(tree: Tree) -> None:
+    """What is left out of the labels leaves the image in: it has none of the others."""
+    source = read_source(tree(FILES), options=SourceOptions(findings=("Hernia", "Cardiomegaly")))
+    assert source.labels.names == ("Hernia", "Cardiomegaly")
+    assert [row.labels for row in source.rows] == [(0.0, 1.0), (0.0, 0.0), (1.0, 0.0)]
+    with pytest.raises(SourceError, match=r"no finding called Covid; there are: Atelectasis(?s:.)*-o findings="):
+        read_source(tree(FILES), options=SourceOptions(findings=("Hernia", "Covid")))
+
+
 def test_the_newest_table_is_taken(tree: Tree) -> None:
     files = FILES | {"Data_Entry_2017_v2020.csv": HEADER + "00000001_000.png,Mass,0,1,58,M,PA\n"}
     location = tree(files)
