@@ -55,7 +55,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     sheet = Table(title=title, title_justify="left", header_style="bold", show_edge=False)
     for number, column in enumerate(columns):
         prose = any(len(row[number].split()) > 4 for row in rows)  # sentences to the left, figures to the right
-        sheet.add_column(column, justify="left" if number == 0 or prose else "right")
+        sheet.add_column(column, justify="left" if number == 0 or prose else "right", overflow="fold")
     for row in rows:
         sheet.add_row(*row)
     _people.print(sheet)

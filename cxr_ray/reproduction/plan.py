@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cxr_ray.config import Recipe, load_recipe
+from cxr_ray.config import Claim, Recipe, load_recipe
 from cxr_ray.errors import ConfigError
 from cxr_ray.settings import Settings, parse_settings, read_yaml
 
@@ -39,6 +39,8 @@ class Entry(Settings):
     """Whose claims stand in the row."""
     title: str | None = None
     """Of the row; None: the recipe's name."""
+    claims_of: str | None = None
+    """Another recipe whose claims stand beside this one; None: its own."""
     claim: int | None = Field(default=0, ge=0)
     """Which of the recipe's claims; None: the paper gives no figure for these data."""
     honest: Arm
@@ -69,6 +71,8 @@ class Plan(Settings):
     """Key -> the commands that make the DATASET; ``DATA`` stands for the folder of public image sets."""
     entries: tuple[Entry, ...]
     not_run: tuple[NotRun, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Titles of entries that were not asked for."""
 
 
 def plan_names() -> list[str]:
@@ -100,7 +104,7 @@ def load_plan(name_or_file: str, only: Sequence[str] = ()) -> Plan:
     for entry in plan.entries:
         needed = {arm.data for arm in arms_of(entry).values()}
         faults += [f"{title(entry)}: data {key!r} is not under data:" for key in sorted(needed - plan.data.keys())]
-        for arm in arms_of(entry).values():
+        for arm in (*arms_of(entry).values(), *([Arm(data="", recipe=entry.claims_of)] if entry.claims_of else [])):
             try:
                 load_recipe(arm.recipe or entry.recipe, [item for item in arm.overrides if "$" not in item])
             except ConfigError as error:
@@ -110,7 +114,7 @@ def load_plan(name_or_file: str, only: Sequence[str] = ()) -> Plan:
     if faults:
         raise ConfigError(faults, where=str(path))
     kept = tuple(entry for entry in plan.entries if not only or {title(entry), entry.recipe} & set(only))
-    return plan.model_copy(update={"entries": kept})
+    return plan.model_copy(update={"entries": kept, "left_out": tuple(title(entry) for entry in plan.entries if entry not in kept)})
 
 
 def title(entry: Entry) -> str:
@@ -128,6 +132,12 @@ def arms_of(entry: Entry) -> dict[Kind, Arm]:
     if entry.released is not None:
         found["released"] = entry.released
     return found
+
+
+def claim_of(entry: Entry) -> Claim | None:
+    """What the paper says, if it says anything for these data."""
+    claims = load_recipe(entry.claims_of or entry.recipe).claims
+    return claims[entry.claim] if entry.claim is not None and entry.claim < len(claims) else None
 
 
 def recipe_of(entry: Entry, kind: Kind, arm: Arm, values: Mapping[str, str]) -> Recipe:

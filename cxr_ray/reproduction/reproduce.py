@@ -15,7 +15,7 @@ from cxr_ray.config import Recipe
 from cxr_ray.errors import ConfigError, CxrRayError
 from cxr_ray.evaluation.paired import compare
 from cxr_ray.reproduction.arms import Machine, run_arm
-from cxr_ray.reproduction.plan import Arm, Entry, Kind, NotRun, Plan, arms_of, recipe_of, title
+from cxr_ray.reproduction.plan import Arm, Entry, Kind, NotRun, Plan, arms_of, claim_of, recipe_of, title
 from cxr_ray.reproduction.table import Row, html, markdown, sections
 from cxr_ray.training.progress import TrainProgress
 from cxr_ray.training.run import hardware, versions
@@ -63,7 +63,8 @@ def reproduce(
     prepared = [
         (entry, {kind: (arm, recipe_of(entry, kind, arm, values or {})) for kind, arm in _given(entry, data)}) for entry in plan.entries
     ]
-    lacking = [
+    lacking = [NotRun(systems=name, why="in the plan, but not asked for in this run") for name in plan.left_out]
+    lacking += [
         NotRun(systems=title(entry), why=f"no --data {entry.honest.data}=DATASET was given")
         for entry in plan.entries
         if entry.honest.data not in data
@@ -115,9 +116,7 @@ def _row(
     if "honest" in facts and "control" in facts:
         difference = compare(facts["honest"]["predictions"], facts["control"]["predictions"])
     recipe = next(iter(arms.values()))[1]
-    base = arms["honest"][1] if "honest" in arms else recipe
-    claim = base.claims[entry.claim] if entry.claim is not None and entry.claim < len(base.claims) else None
-    return Row(title(entry), base.paper, claim, facts, failed, difference, entry.changes)
+    return Row(title(entry), recipe.paper, claim_of(entry), facts, failed, difference, entry.changes)
 
 
 def _write(out: str, plan: Plan, rows: Sequence[Row], not_run: Sequence[NotRun], command: str) -> dict[str, Any]:

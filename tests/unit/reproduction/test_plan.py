@@ -47,7 +47,9 @@ def test_the_control_is_the_honest_arm_without_its_rnn(file: str) -> None:
 
 
 def test_only_some_systems(file: str) -> None:
-    assert [title(entry) for entry in load_plan(file, ["other"]).entries] == ["other"]
+    some = load_plan(file, ["other"])
+    assert [title(entry) for entry in some.entries] == ["other"]
+    assert some.left_out == ("demo",)
     assert [title(entry) for entry in load_plan(file, ["cnn", "demo"]).entries] == ["demo", "other"]
     with pytest.raises(ConfigError, match=r"'none' is no system of this plan; there are: cnn, demo, other"):
         load_plan(file, ["none"])
