@@ -211,6 +211,8 @@ def _warnings(subject: Subject, dataset: Dataset, split: str) -> list[str]:
         found.append("Some members were trained on other data: copies across the two were not looked for.")
     if split in subject.trained_on.get(here, ()):
         found.append(f"The model learned from, or was chosen on, part {split!r}: these figures say nothing about new patients.")
+    if dataset.manifest.synthesis and split == "train":
+        found.append("Part 'train' holds images made by a GAN: these figures are not of patients alone.")
     if dataset.manifest.policy == "image":
         found.append("The split is image by image: one patient can stand in several parts, and the figures are too good.")
     if subject.labels.task == "multilabel" and subject.thresholds is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,11 @@ def test_a_run_of_many_labels_says_that_a_half_was_used(tmp_path: Path, dataset:
     assert metrics["per_label"]["nodule"]["threshold"] == 0.5
     with pytest.raises(DatasetError, match="no part 'val'"):
         evaluate(subject, dataset, str(tmp_path / "r2"), split="val")
+
+
+def test_made_images_among_those_scored_are_said(tmp_path: Path, write_noise: Callable[..., Dataset]) -> None:
+    plain = write_noise(tmp_path / "data", FINDINGS, {"train": 24, "test": 24})
+    enlarged = replace(plain, manifest=plain.manifest.model_copy(update={"synthesis": ({"label": "nodule", "count": 7},)}))
+    subject = subject_of_bundle(bundle_of(tmp_path / "b", [("e" * 64, ("train",))]))
+    found = [evaluate(subject, enlarged, str(tmp_path / part), split=part, resamples=10)["warnings"] for part in ("train", "test")]
+    assert [any("made by a GAN" in warning for warning in warnings) for warnings in found] == [True, False]
