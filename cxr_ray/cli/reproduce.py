@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import posixpath
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,7 +57,7 @@ def reproduce(
         values=_pairs(let or [], "--let"),
         machine=Machine(workers, gpu, parallel),
         address=address,
-        command="cxr-ray " + " ".join(sys.argv[1:]),
+        command=_command(names or (), plan, data, let or []),
         show=show,
     )
     text = storage.read_bytes(storage.join(out, MARKDOWN))
@@ -70,6 +71,17 @@ def reproduce(
         for kind, why in row["failed"].items():
             console.say(f"{row['title']:24} {kind:10} failed: {why}")
     console.result(result, next_step=f"open {storage.join(out, PAGE)}")
+
+
+def _command(names: Sequence[str], plan: str, data: Sequence[str], let: Sequence[str]) -> str:
+    """What was asked for, without the folders of this machine: the page may be published."""
+    options = [("--data", entry) for entry in data] + [("--let", entry) for entry in let]
+    shown = [
+        f"{option} {shlex.quote(key)}={shlex.quote(posixpath.basename(value.rstrip('/')))}"
+        for option, entry in options
+        for key, _, value in [entry.partition("=")]
+    ]
+    return " ".join(["cxr-ray reproduce", *map(shlex.quote, names), "--plan", shlex.quote(posixpath.basename(plan)), *shown])
 
 
 def _pairs(entries: Sequence[str], option: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
 
 from cxr_ray.config import Claim
 from cxr_ray.reproduction.plan import NotRun
@@ -209,6 +210,12 @@ def markdown(title: str, notes: Sequence[str], found: Sequence[Section]) -> str:
     return "\n".join(lines)
 
 
+def _code(text: str) -> Markup:
+    """Escaped, with what stands between backticks as code."""
+    parts = [str(escape(part)) for part in text.split("`")]
+    return Markup("".join(f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts)))
+
+
 def html(title: str, notes: Sequence[str], found: Sequence[Section]) -> str:
     """The page as one HTML file that needs no network."""
     environment = Environment(
@@ -218,4 +225,5 @@ def html(title: str, notes: Sequence[str], found: Sequence[Section]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["code"] = _code
     return environment.get_template("table.html").render(title=title, notes=notes, sections=found)

@@ -79,9 +79,9 @@ def test_a_section_without_rows_is_left_out() -> None:
 
 def test_pages_say_the_same() -> None:
     found = sections(ROWS, [], MADE)
-    text, page = markdown("Title", ["A <note>."], found), html("Title", ["A <note>."], found)
+    text, page = markdown("Title", ["A `<note>`."], found), html("Title", ["A `<note>`."], found)
     assert "| system (published) | no \\| weights |" in text
-    assert "A &lt;note&gt;." in page
+    assert "A <code>&lt;note&gt;</code>." in page
     for section in found:
         for row in section.rows:
             assert all(cell.replace("|", "\\|") in text for cell in row)
