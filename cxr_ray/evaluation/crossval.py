@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from cxr_ray import storage
 from cxr_ray.config import Recipe
@@ -15,6 +16,7 @@ from cxr_ray.data.shards import Dataset
 from cxr_ray.evaluation.evaluate import METRICS, REPORT
 from cxr_ray.evaluation.metrics import compute_metrics
 from cxr_ray.evaluation.report import render_report
+from cxr_ray.evaluation.thresholds import fit_thresholds
 
 
 def caveats(summary: Mapping[str, Any], recipe: Recipe) -> tuple[str, ...]:
@@ -44,14 +46,18 @@ def pooled_metrics(
 
     Returns:
         What ``metrics.json`` holds: the figures of :func:`compute_metrics`, and ``folds`` with mean and standard deviation
-        over folds of accuracy and macro F1.
+        over folds of accuracy, macro F1 and macro AUROC. Multilabel: decisions are by :func:`cross_fitted` thresholds.
     """
     labels = dataset.labels
     probabilities = np.stack(predictions.column("probabilities").to_numpy()).astype(np.float64)
     targets = targets_of(predictions.combine_chunks(), labels)
     patients = predictions.column("patient_id").to_pylist()
     folds = predictions.column("fold").to_numpy()
-    metrics = compute_metrics(probabilities, targets, patients, labels, split="all folds", seed=seed)
+    cuts = cross_fitted(probabilities, targets, folds) if labels.task == "multilabel" else None
+    rows = None if cuts is None else np.stack([cuts[int(fold)] for fold in folds])
+    metrics = compute_metrics(probabilities, targets, patients, labels, split="all folds", thresholds=rows, seed=seed)
+    if cuts is not None:
+        metrics["thresholds_by_fold"] = {str(fold): [float(cut) for cut in values] for fold, values in cuts.items()}
     each = [
         compute_metrics(
             probabilities[folds == fold],
@@ -59,12 +65,15 @@ def pooled_metrics(
             [p for p, f in zip(patients, folds, strict=True) if f == fold],
             labels,
             split=f"fold-{fold}",
+            thresholds=None if cuts is None else cuts[int(fold)],
             resamples=1,
         )
         for fold in np.unique(folds)
     ]
     metrics["folds"] = {name: _spread([fold[name]["value"] for fold in each]) for name in ("accuracy", "macro_f1", "macro_auroc")}
     found = [*warnings]
+    if cuts is not None:
+        found.append("Thresholds of each fold were fitted (largest F1) on the held-out images of the other folds.")
     if dataset.manifest.policy == "image":
         found.append("The split is image by image: one patient can stand in several folds, and the figures are too good.")
     metrics["warnings"] = found
@@ -89,6 +98,19 @@ def pooled_metrics(
     storage.write_bytes(storage.join(out, REPORT), page.encode())
     storage.write_json(storage.join(out, METRICS), metrics)
     return metrics
+
+
+def cross_fitted(probabilities: NDArray[Any], targets: NDArray[Any], folds: NDArray[Any]) -> dict[int, tuple[float, ...]]:
+    """Thresholds of each fold by the largest F1 of each label on the held-out images of the **other** folds.
+
+    No image takes part in the choice of the thresholds that decide on it.
+
+    Args:
+        probabilities: (N, K) by the model that held the image out.
+        targets: (N, K) of 1, 0 or NaN.
+        folds: (N,) fold that held the image out.
+    """
+    return {int(fold): fit_thresholds(probabilities[folds != fold], targets[folds != fold], policy="f1") for fold in np.unique(folds)}
 
 
 def _spread(values: list[float | None]) -> dict[str, float]:

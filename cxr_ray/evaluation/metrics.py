@@ -31,7 +31,7 @@ def compute_metrics(
     labels: LabelSet,
     *,
     split: str,
-    thresholds: Sequence[float] | None = None,
+    thresholds: Sequence[float] | Floats | None = None,
     seed: int = 0,
     resamples: int = 1000,
 ) -> dict[str, Any]:
@@ -43,7 +43,8 @@ def compute_metrics(
         patients: (N,) patient of each image: the unit of the bootstrap.
         labels: Names of the K outputs and the task.
         split: Name of the part that was evaluated.
-        thresholds: Multilabel: (K,) a label is called present at or above it; None: 0.5.
+        thresholds: Multilabel: (K,) a label is called present at or above it, or (N, K) where images have thresholds of their own
+            (``per_label`` then has their mean); None: 0.5.
         seed: Of the bootstrap.
         resamples: R, how many patients' samples are drawn.
 
@@ -61,7 +62,7 @@ def compute_metrics(
     figures = {name: figure(point[name], spread[name]) for name in point if not name.startswith("_")}
     truth = _one_hot(np.asarray(targets), labels)
     known = ~np.isnan(truth)
-    cut = thresholds if thresholds is not None else [0.5] * len(labels)
+    cut = np.atleast_2d(thresholds if thresholds is not None else [0.5] * len(labels)).mean(axis=0)
     per_label = {
         label: {
             **{name.removeprefix("label_"): value[index] for name, value in figures.items() if name.startswith("label_")},
@@ -89,7 +90,7 @@ def bootstrap(
     patients: Sequence[str] | NDArray[Any],
     labels: LabelSet,
     *,
-    thresholds: Sequence[float] | None = None,
+    thresholds: Sequence[float] | Floats | None = None,
     seed: int = 0,
     resamples: int = 1000,
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:

@@ -42,7 +42,7 @@ class Scored:
         patients: (N,)
         targets: (N,) label index, or (N, K) of 1, 0 and NaN.
         probabilities: (N, K)
-        thresholds: Multilabel: (K,) that its metrics were computed with.
+        thresholds: Multilabel: (N, K) that its metrics were computed with.
         warnings: Of its metrics.
     """
 
@@ -52,14 +52,15 @@ class Scored:
     patients: NDArray[np.str_]
     targets: NDArray[Any]
     probabilities: NDArray[Any]
-    thresholds: tuple[float, ...] | None
+    thresholds: NDArray[Any] | None
     warnings: tuple[str, ...] = ()
 
     def ordered(self) -> Scored:
         """The same, its rows in the order of the images."""
         rows = np.lexsort((self.patients, self.image_ids))
         taken = {name: getattr(self, name)[rows] for name in ("image_ids", "patients", "targets", "probabilities")}
-        return Scored(self.location, self.labels, **taken, thresholds=self.thresholds, warnings=self.warnings)
+        cuts = self.thresholds[rows] if self.thresholds is not None else None
+        return Scored(self.location, self.labels, **taken, thresholds=cuts, warnings=self.warnings)
 
 
 def read_scored(location: str) -> Scored:
@@ -79,13 +80,22 @@ def read_scored(location: str) -> Scored:
         table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(location, PREDICTIONS))))
         labels = LabelSet(tuple(metrics["labels"]), metrics["task"])
         targets, probabilities = _columns(table, labels)
-        thresholds = tuple(float(metrics["per_label"][name]["threshold"]) for name in labels.names) if labels.task == "multilabel" else None
+        thresholds = _thresholds(metrics, table, labels) if labels.task == "multilabel" else None
         ids, patients = (np.array(table.column(name).to_pylist(), dtype=str) for name in ("image_id", "patient_id"))
     except (KeyError, TypeError, ValueError, pa.ArrowException, StorageError) as error:
         raise DatasetError(
             f"{location} cannot be read as a REPORT or a cross-validation: {type(error).__name__}", hint="make it again with this version"
         ) from None
     return Scored(location, labels, ids, patients, targets, probabilities, thresholds, tuple(metrics.get("warnings", ())))
+
+
+def _thresholds(metrics: dict[str, Any], table: pa.Table, labels: LabelSet) -> NDArray[Any]:
+    """(N, K): of the fold that held the image out, or the same for all images."""
+    if "thresholds_by_fold" in metrics:
+        by_fold = metrics["thresholds_by_fold"]
+        return np.array([by_fold[str(fold)] for fold in table.column("fold").to_pylist()], dtype=np.float64)
+    cuts = [float(metrics["per_label"][name]["threshold"]) for name in labels.names]
+    return np.tile(np.array(cuts), (len(table), 1))
 
 
 def _columns(table: pa.Table, labels: LabelSet) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -147,7 +157,7 @@ def paired_difference(
     patients: Sequence[str] | NDArray[Any],
     labels: LabelSet,
     *,
-    thresholds: tuple[Sequence[float] | None, Sequence[float] | None] = (None, None),
+    thresholds: tuple[Sequence[float] | NDArray[Any] | None, Sequence[float] | NDArray[Any] | None] = (None, None),
     seed: int = 0,
     resamples: int = 1000,
 ) -> dict[str, Any]:
@@ -159,7 +169,7 @@ def paired_difference(
         targets: (N,) label index, or (N, K) of 1, 0 and NaN (unknown, left out).
         patients: (N,) patient of each image, the unit of the bootstrap.
         labels: The K names and the task.
-        thresholds: Multilabel: of ``a`` and of ``b``; None: 0.5.
+        thresholds: Multilabel: of ``a`` and of ``b``, each (K,) or (N, K); None: 0.5.
         seed: Of the bootstrap.
         resamples: How many samples of patients are drawn; each is the same for both models.
 
@@ -214,7 +224,7 @@ def mcnemar(a_right: NDArray[np.bool_], b_right: NDArray[np.bool_]) -> dict[str,
 
 
 def _tests(
-    a: NDArray[Any], b: NDArray[Any], targets: NDArray[Any], labels: LabelSet, thresholds: tuple[Sequence[float] | None, ...]
+    a: NDArray[Any], b: NDArray[Any], targets: NDArray[Any], labels: LabelSet, thresholds: tuple[Sequence[float] | NDArray[Any] | None, ...]
 ) -> dict[str, dict[str, Any]]:
     if labels.task == "multiclass":
         return {"accuracy": mcnemar(a.argmax(1) == targets, b.argmax(1) == targets)}

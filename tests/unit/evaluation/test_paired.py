@@ -153,7 +153,18 @@ def test_reports_and_cross_validations_are_joined_on_the_images(tmp_path: Path, 
     found = compare(a, b, resamples=50)
     assert [figure["difference"] for figure in found["figures"].values()] == [{"value": 0.0, "ci95": [0.0, 0.0]}] * 3
     assert found["warnings"] == [f"{a}: mind the gap"]
-    assert read_scored(a).thresholds == (None if labels is THREE else (0.5, 0.5))
+    cuts = read_scored(a).thresholds
+    assert cuts is None if labels is THREE else np.array_equal(cuts, np.full((60, 2), 0.5))
+
+
+def test_thresholds_of_folds_stay_with_their_images(tmp_path: Path) -> None:
+    targets, scores = np.array([[1.0, 0.0]] * 4, dtype=np.float32), np.full((4, 2), 0.5, dtype=np.float32)
+    location = write_folds(tmp_path / "cv", list("dcba"), np.array(list("wxyz")), targets, scores, FINDINGS)
+    table = pq.read_table(tmp_path / "cv" / PREDICTIONS)
+    pq.write_table(table.set_column(table.column_names.index("fold"), "fold", pa.array([0, 0, 1, 1])), tmp_path / "cv" / PREDICTIONS)
+    metrics = json.loads((tmp_path / "cv" / METRICS).read_text())
+    (tmp_path / "cv" / METRICS).write_text(json.dumps({**metrics, "thresholds_by_fold": {"0": [0.1, 0.2], "1": [0.3, 0.4]}}))
+    assert read_scored(location).ordered().thresholds.tolist() == [[0.3, 0.4], [0.3, 0.4], [0.1, 0.2], [0.1, 0.2]]
 
 
 def test_thresholds_are_those_of_the_report(tmp_path: Path) -> None:

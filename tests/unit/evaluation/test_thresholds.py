@@ -7,6 +7,8 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from cxr_ray.errors import DatasetError
+from cxr_ray.evaluation.crossval import cross_fitted
+from cxr_ray.evaluation.metrics import compute_metrics
 from cxr_ray.evaluation.thresholds import POLICIES, Policy, fit_thresholds, operating_points, without_contrast
 from cxr_ray.labels import LabelSet
 
@@ -88,3 +90,24 @@ def test_what_cannot_be_fitted() -> None:
         fit_thresholds(np.zeros(3), np.zeros(3), policy="f1")
     with pytest.raises(DatasetError, match="unknown policy 'best'"):
         fit_thresholds(np.zeros((3, 1)), np.zeros((3, 1)), policy="best")  # type: ignore[arg-type]
+
+
+def test_no_image_chooses_its_own_threshold() -> None:
+    """Fold 1's scores lie elsewhere than fold 0's: each gets the threshold that suits the other."""
+    probabilities = np.array([[0.1], [0.2], [0.3], [0.4], [0.6], [0.7], [0.8], [0.9]])
+    targets = np.array([[0.0], [0.0], [1.0], [1.0], [0.0], [0.0], [1.0], [1.0]])
+    folds = np.repeat([0, 1], 4)
+    cuts = cross_fitted(probabilities, targets, folds)
+    assert cuts == {0: pytest.approx((0.75,)), 1: pytest.approx((0.25,))}
+    changed = cross_fitted(np.where(folds[:, None] == 0, 1 - probabilities, probabilities), targets, folds)
+    assert changed[0] == cuts[0]
+
+
+def test_each_image_may_have_thresholds_of_its_own() -> None:
+    labels = LabelSet(("a", "b"), "multilabel")
+    probabilities, targets = np.full((4, 2), 0.5), np.array([[1.0, 0.0]] * 4)
+    rows = np.array([[0.4, 0.4], [0.4, 0.6], [0.6, 0.6], [0.6, 0.4]])
+    found = compute_metrics(probabilities, targets, ["p", "q", "r", "s"], labels, split="x", thresholds=rows, resamples=10)
+    assert found["per_label"]["a"]["sensitivity"]["value"] == 0.5
+    assert found["per_label"]["b"]["specificity"]["value"] == 0.5
+    assert found["per_label"]["a"]["threshold"] == pytest.approx(0.5)
