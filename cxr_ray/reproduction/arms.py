@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,7 @@ from cxr_ray.training.run import open_run
 from cxr_ray.training.trainer import train
 
 HEADLINE = ("accuracy", "macro_f1", "macro_auroc")
-BUNDLE, REPORT, FACTS = "bundle", "report", "arm.json"
+BUNDLE, REPORT = "bundle", "report"
 Show = Callable[[str, TrainProgress], None]
 
 
@@ -52,7 +51,7 @@ def run_arm(recipe: Recipe, arm: Arm, dataset: str, out: str, machine: Machine, 
         recipe: Resolved.
         arm: Protocol.
         dataset: DATASET.
-        out: Directory of the arm; runs, report and ``arm.json`` go there.
+        out: Directory of the arm; runs and report go there.
         machine: Workers and GPUs.
         show: Called with a short name after each epoch.
 
@@ -68,7 +67,7 @@ def run_arm(recipe: Recipe, arm: Arm, dataset: str, out: str, machine: Machine, 
         recipe, data, dataset, out, machine, show
     )
     metrics = storage.read_json(storage.join(scored, METRICS))
-    facts = {
+    return {
         "recipe": recipe.name,
         "protocol": arm.protocol,
         "key": arm.data,
@@ -84,8 +83,6 @@ def run_arm(recipe: Recipe, arm: Arm, dataset: str, out: str, machine: Machine, 
         **_cost([open_run(location).history() for location in runs]),
         **_size(recipe, data),
     }
-    storage.write_bytes(storage.join(out, FACTS), json.dumps(facts, indent=2).encode())
-    return facts
 
 
 def _folds(recipe: Recipe, data: Dataset, dataset: str, out: str, machine: Machine, show: Show) -> tuple[list[str], str]:
