@@ -108,6 +108,7 @@ def ingest(
 
     Example: cxr-ray ingest xrays --out dataset --size 224 --folds 5
     """
+    from cxr_ray import storage
     from cxr_ray.cluster import connected
     from cxr_ray.data.ingest import IngestProgress
     from cxr_ray.data.ingest import ingest as run_ingest
@@ -146,7 +147,7 @@ def ingest(
         ],
     )
     if manifest.quarantined:
-        console.say(f"{manifest.quarantined} files set aside; reasons in {out}/quarantine.csv")
+        console.say(f"{manifest.quarantined} files set aside; reasons in {storage.join(out, 'quarantine.csv')}")
     console.say(f"wrote {out} in {seconds:.1f} s, fingerprint {manifest.fingerprint[:12]}")
     console.result(
         {
