@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cxr_ray import storage
 from cxr_ray.cli import console
 from cxr_ray.cli.console import Debug, Json
 from cxr_ray.errors import ConfigError
@@ -31,7 +32,12 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings as key=value, such as training.epochs=3.", metavar="KEY=VALUE")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Training workers; the batch is divided among them.")] = 1,
+    workers: Annotated[
+        str, typer.Option(help="Training workers, or the least and the most of them, as 2-8; the batch is divided among them.")
+    ] = "1",
+    resize_seconds: Annotated[
+        float, typer.Option(help="With --workers LEAST-MOST: look for more room so often; growing starts the epoch in progress again.")
+    ] = 60.0,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
     fold: Annotated[int | None, typer.Option(min=0, help="Validate on this fold, train on the others.")] = None,
     cv: Annotated[bool, typer.Option("--cv", help="Every fold, each from scratch; figures by fold, and pooled with intervals.")] = False,
@@ -48,21 +54,25 @@ def train(
     """
     from cxr_ray.cluster import connected
     from cxr_ray.config import load_recipe
+    from cxr_ray.training.elastic import Workers
 
     if cv and fold is not None:
         raise ConfigError(["--cv trains every fold; --fold one of them"], where="train")
     if parallel is not None and not cv:
         raise ConfigError(["--parallel says how many folds of --cv run at a time"], where="train")
+    wanted = Workers.parse(workers, resize_seconds)
+    if cv and wanted.elastic:
+        raise ConfigError([f"--cv divides the cluster between folds of one size; {wanted} is none"], where="--workers")
     settings = load_recipe(recipe, overrides or [])
     if without_rnn:
         settings = settings.without_rnn()
     with connected(address):
         if cv:
-            _cross_validate(settings, data, out, workers=workers, gpu=gpu, parallel=parallel, overwrite=overwrite)
+            _cross_validate(settings, data, out, workers=wanted.most, gpu=gpu, parallel=parallel, overwrite=overwrite)
             return
         from cxr_ray.training.trainer import train as run_train
 
-        result = run_train(settings, data, out, workers=workers, use_gpu=gpu, fold=fold, overwrite=overwrite, report=show_epoch)
+        result = run_train(settings, data, out, workers=wanted, use_gpu=gpu, fold=fold, overwrite=overwrite, report=show_epoch)
     run = result.run
     best = run.best()
     if result.already_finished:
@@ -98,6 +108,7 @@ def show_epoch(progress: TrainProgress, before: str = "") -> None:
         ("AUROC", record.val_macro_auroc),
     )
     parts += [f"{name} {value:.4f}" for name, value in named if value is not None]
+    parts += [f"{record.workers} workers"] if record.workers and record.workers > 1 else []
     parts += [f"{record.images_per_second:.0f} images/s", f"{progress.seconds_left:.0f} s left"]
     console.say("  ".join(parts))
 
@@ -121,7 +132,7 @@ def _cross_validate(settings: Recipe, data: str, out: str, *, workers: int, gpu:
         [*rows, ["mean ± sd", "", *spread]],
     )
     say_metrics(metrics)
-    console.result({"cv": out, "folds": done.summary["folds"], "pooled": metrics}, next_step=f"open {out}/report.html")
+    console.result({"cv": out, "folds": done.summary["folds"], "pooled": metrics}, next_step=f"open {storage.join(out, 'report.html')}")
 
 
 def say_metrics(metrics: dict[str, Any]) -> None:

@@ -47,6 +47,8 @@ class EpochRecord:
     val_accuracy: float | None = None
     val_macro_f1: float | None = None
     val_macro_auroc: float | None = None
+    workers: int | None = None
+    """Training processes of the epoch; None: written before this was kept."""
 
 
 @dataclass(frozen=True, slots=True)

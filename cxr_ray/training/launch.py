@@ -6,26 +6,35 @@ can stop a run.
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cxr_ray import storage
-from cxr_ray.cluster import require
+from cxr_ray.cluster import require, resources
 from cxr_ray.errors import ClusterError, CxrRayError, RunError
+from cxr_ray.training.elastic import Workers
 from cxr_ray.training.run import RAY
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
 
+logger = logging.getLogger(__name__)
+
 MAX_FAILURES = 3
 """So many deaths of workers are survived in one launch."""
+MAX_LOSSES = 20
+"""The same where the training is elastic, for its nodes come and go."""
 SPARE_CPUS = 1.0
 """Logical CPUs that workers leave to others (Ray Data, a trial of a search) where the cluster has more."""
 LEAST_CPUS_A_WORKER = 0.1
+START_SECONDS = 30
+"""An elastic training that lost a node tries so long to start workers there before it counts the nodes anew; Ray's default is 60."""
 
 
 def launch(
@@ -33,7 +42,7 @@ def launch(
     out: str,
     name: str,
     *,
-    workers: int,
+    workers: int | Workers,
     use_gpu: bool,
     callbacks: Sequence[UserCallback] = (),
 ) -> dict[str, Any]:
@@ -43,7 +52,7 @@ def launch(
         worker: Called without arguments in each process; ``{"error": CxrRayError}`` is raised here.
         out: Directory of the run, whose lease the caller holds; Ray's own files go to ``out/ray``.
         name: Of this launch; never used before in ``out``.
-        workers: Processes.
+        workers: Processes, or the least and the most of them.
         use_gpu: One GPU a process.
         callbacks: Of Ray Train.
 
@@ -55,18 +64,25 @@ def launch(
 
     api: Any = ray.train  # its types are still those of the first version
     trainer_class: Any = TorchTrainer
+    workers = Workers.of(workers)
     cpus = cpus_a_worker(workers, use_gpu)
+    failures = MAX_LOSSES if workers.elastic else MAX_FAILURES
+    if workers.elastic:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_SECONDS))
     ray_storage = storage.join(out, RAY)
     storage.remove(ray_storage)  # of earlier launches, which are over: we hold the lease
     trainer = trainer_class(
         worker,
         scaling_config=api.ScalingConfig(
-            num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
+            num_workers=(workers.least, workers.most) if workers.elastic else workers.most,
+            elastic_resize_monitor_interval_s=workers.resize_seconds,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
         ),
         run_config=api.RunConfig(
             name=name,
             storage_path=ray_storage,
-            failure_config=api.FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
+            failure_config=api.FailureConfig(max_failures=failures, controller_failure_limit=failures),
             checkpoint_config=api.CheckpointConfig(num_to_keep=1),
             callbacks=list(callbacks),
             logging_config=api.LoggingConfig(log_level="ERROR"),
@@ -76,7 +92,7 @@ def launch(
         with _interruptible():
             answer = trainer.fit().return_value
     except api.TrainingFailedError as error:
-        raise _explained(error, out) from error
+        raise _explained(error, out, failures) from error
     if not isinstance(answer, dict):
         raise RunError(f"the workers ended without an answer: {answer!r}")
     if isinstance(answer.get("error"), CxrRayError):
@@ -98,7 +114,7 @@ def _interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def _explained(error: Exception, out: str) -> CxrRayError:
+def _explained(error: Exception, out: str, restarts: int = MAX_FAILURES) -> CxrRayError:
     """Ray's error as one of ours: the user's mistake within it if there is one."""
     from ray.train import ControllerError
 
@@ -114,7 +130,7 @@ def _explained(error: Exception, out: str) -> CxrRayError:
             return cause
     lines = "".join(f"\n  - worker {rank}: {_brief(failure)}" for rank, failure in sorted(failures.items()))
     return RunError(
-        f"training failed after {MAX_FAILURES} restarts:{lines or ' ' + _brief(error)}",
+        f"training failed after {restarts} restarts:{lines or ' ' + _brief(error)}",
         hint=f"the same command goes on after the last finished epoch of {out}; --debug shows the traceback",
     )
 
@@ -130,16 +146,25 @@ def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[-1] if text else ''}"
 
 
-def cpus_a_worker(workers: int, use_gpu: bool) -> float:
+def cpus_a_worker(workers: Workers, use_gpu: bool) -> float:
     """Logical CPUs of each worker: one, or what the cluster has left beside reading.
+
+    Elastic workers take one each, whatever there is now: what is too few for the least of them may still come.
 
     Raises:
         ClusterError: The cluster could never run so many workers.
     """
-    import ray
-
-    there = float(ray.cluster_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
-    each = max(LEAST_CPUS_A_WORKER, min(1.0, math.floor((there - SPARE_CPUS) / workers * 100) / 100))
-    what = f"training with {workers} worker{'s' if workers > 1 else ''}{' on GPUs' if use_gpu else ''}"
-    require(each * workers, float(workers if use_gpu else 0), what=what)
+    there = resources()
+    what = f"training with {workers} worker{'s' if workers.most > 1 else ''}{' on GPUs' if use_gpu else ''}"
+    if workers.elastic:
+        _say_what_is_awaited({"CPU": workers.least, "GPU": workers.least if use_gpu else 0}, there, what)
+        return 1.0
+    each = max(LEAST_CPUS_A_WORKER, min(1.0, math.floor((there.get("CPU", 0.0) - SPARE_CPUS) / workers.most * 100) / 100))
+    require(each * workers.most, float(workers.most if use_gpu else 0), what=what)
     return each
+
+
+def _say_what_is_awaited(needed: Mapping[str, int], there: Mapping[str, float], what: str) -> None:
+    lacking = [f"{count} {name} (there are {there.get(name, 0):g})" for name, count in needed.items() if count > there.get(name, 0)]
+    if lacking:
+        logger.warning("%s waits for %s; Ctrl-C ends it", what, " and ".join(lacking))

@@ -204,6 +204,7 @@ class _Loop:
             lr=self.config.optimizer.lr * factor,
             seconds=time.perf_counter() - started,
             images_per_second=totals[2] / seconds_training,
+            workers=self.world.size,
             **metrics,
         )
 

@@ -65,10 +65,11 @@ class TensorBoard:
         """Add one epoch."""
         if self._writer is None:
             return
-        names = {"train_loss": "loss/train", "val_loss": "loss/val", "lr": "lr", "images_per_second": "images_per_second"}
+        names = {"train_loss": "loss/train", "val_loss": "loss/val"}
         for key, value in asdict(record).items():
             if value is not None and key not in {"epoch", "seconds"}:
-                self._writer.add_scalar(names.get(key, f"val/{key.removeprefix('val_')}"), value, record.epoch)
+                name = names.get(key, key.replace("val_", "val/", 1))
+                self._writer.add_scalar(name, value, record.epoch)
         self._writer.flush()
 
     def close(self) -> None:

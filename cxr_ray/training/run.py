@@ -83,6 +83,9 @@ class RunManifest(Settings):
     dataset: DataRecord
     seed: int
     workers: int
+    """Training processes; of an elastic training the most of them."""
+    least_workers: int | None = None
+    """Of an elastic training; None: always ``workers``."""
     use_gpu: bool
     versions: dict[str, str]
     hardware: dict[str, Any]

@@ -24,6 +24,7 @@ from cxr_ray import storage
 from cxr_ray.cluster import connected
 from cxr_ray.config import Recipe
 from cxr_ray.data.augment import build_augmentation
+from cxr_ray.data.order import step_sizes
 from cxr_ray.data.shards import Dataset, open_dataset, pixels, targets_of
 from cxr_ray.data.stream import FeedPlan, plan_feed
 from cxr_ray.errors import RunError
@@ -31,6 +32,7 @@ from cxr_ray.models.inference import predict_probabilities
 from cxr_ray.training import lease
 from cxr_ray.training.checkpoint import EpochRecord, epoch_of, newest_valid
 from cxr_ray.training.distributed import World
+from cxr_ray.training.elastic import Workers
 from cxr_ray.training.launch import cpus_a_worker, launch
 from cxr_ray.training.loss import LabelCounts
 from cxr_ray.training.progress import HistoryWatch, TrainProgress
@@ -72,7 +74,7 @@ def train(
     dataset: str,
     out: str,
     *,
-    workers: int = 1,
+    workers: int | Workers = 1,
     use_gpu: bool = False,
     fold: int | None = None,
     address: str | None = None,
@@ -89,7 +91,8 @@ def train(
         recipe: One experiment.
         dataset: DATASET, a local path or a URI.
         out: RUN to write, a local path (shared by all nodes) or a URI.
-        workers: Training processes. Results do not depend on their number, but for rounding, dropout and mixup.
+        workers: Training processes, or the least and the most of them. Results do not depend on their number, but for rounding,
+            dropout and mixup.
         use_gpu: One GPU a worker.
         fold: Hold this fold out for validation and train on the others. None: partitions ``train`` and ``val``.
         address: Ray cluster; see :func:`cxr_ray.cluster.connect`.
@@ -105,10 +108,11 @@ def train(
         CxrRayError: Of the kind that fits: settings, DATASET, weights, cluster, a RUN of another recipe or in use, a loss
             that is not finite.
     """
+    workers = Workers.of(workers)
     data = open_dataset(dataset)
     record = describe_data(data, fold)
     out = storage.absolute(out)
-    _check(recipe, record, workers)
+    _check(recipe, record)
     start = open_run(initial) if initial is not None else None
     wanted = _new_manifest(recipe, record, workers, use_gpu, start.manifest.fingerprint if start is not None else None)
     refuse_foreign(out)
@@ -121,6 +125,7 @@ def train(
         with connected(address), HistoryWatch(out, recipe.training.epochs, report):
             cpus_a_worker(workers, use_gpu)  # refused before anything is read
             train_plan, validation_plan = plans or plan_feeds(data, recipe, fold)
+            step_sizes(train_plan.rows, recipe.training.batch_size, world_size=workers.most)  # refused now, not when they have grown
             checkpoint = start.best_checkpoint() if start is not None else None
             job = Job(out, name, recipe, record, label_counts(data, fold), train_plan, validation_plan, checkpoint, sharing)
             answer = launch(lambda: _run_worker(job), out, job.launch, workers=workers, use_gpu=use_gpu, callbacks=callbacks)
@@ -168,10 +173,8 @@ def _predict(run: str, dataset: str, partition: str, device: str) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _check(recipe: Recipe, record: DataRecord, workers: int) -> None:
+def _check(recipe: Recipe, record: DataRecord) -> None:
     """Find what can be found without a cluster: operations, network, image size."""
-    if workers < 1:
-        raise RunError(f"expected at least 1 worker, got {workers}", hint="--workers 1")
     if not record.validation and recipe.training.monitor != "last":
         raise RunError(
             f"training.monitor={recipe.training.monitor} needs a validation part, and {record.location} has none",
@@ -200,7 +203,7 @@ def _say_what_differs(recipe: Recipe, record: DataRecord) -> None:
         logger.warning("the images are not as paper %s had them: %s", recipe.paper, ", ".join(other))
 
 
-def _new_manifest(recipe: Recipe, record: DataRecord, workers: int, use_gpu: bool, initial: str | None) -> RunManifest:
+def _new_manifest(recipe: Recipe, record: DataRecord, workers: Workers, use_gpu: bool, initial: str | None) -> RunManifest:
     return RunManifest(
         schema="cxr-ray/run/1",
         status="running",
@@ -209,7 +212,8 @@ def _new_manifest(recipe: Recipe, record: DataRecord, workers: int, use_gpu: boo
         recipe=recipe,
         dataset=record,
         seed=recipe.training.seed,
-        workers=workers,
+        workers=workers.most,
+        least_workers=workers.least if workers.elastic else None,
         use_gpu=use_gpu,
         versions=versions(),
         hardware=hardware(),
