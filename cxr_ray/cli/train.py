@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,6 +44,7 @@ def train(
     cv: Annotated[bool, typer.Option("--cv", help="Every fold, each from scratch; figures by fold, and pooled with intervals.")] = False,
     parallel: Annotated[int | None, typer.Option(min=1, help="With --cv: folds at a time; default: as the cluster has room.")] = None,
     without_rnn: Annotated[bool, typer.Option("--without-rnn", help="The recipe's control: its network and budget, no RNN.")] = False,
+    track: Annotated[list[str] | None, typer.Option(help="mlflow or wandb, beside TensorBoard; repeatable.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a RUN that stands at --out.")] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster; default: one on this machine.")] = None,
     json: Json = False,
@@ -63,16 +65,30 @@ def train(
     wanted = Workers.parse(workers, resize_seconds)
     if cv and wanted.elastic:
         raise ConfigError([f"--cv divides the cluster between folds of one size; {wanted} is none"], where="--workers")
+    if track:
+        from cxr_ray.training.tracking import check_trackers
+
+        check_trackers(track)
     settings = load_recipe(recipe, overrides or [])
     if without_rnn:
         settings = settings.without_rnn()
     with connected(address):
         if cv:
-            _cross_validate(settings, data, out, workers=wanted.most, gpu=gpu, parallel=parallel, overwrite=overwrite)
+            _cross_validate(settings, data, out, workers=wanted.most, gpu=gpu, parallel=parallel, track=track or (), overwrite=overwrite)
             return
         from cxr_ray.training.trainer import train as run_train
 
-        result = run_train(settings, data, out, workers=wanted, use_gpu=gpu, fold=fold, overwrite=overwrite, report=show_epoch)
+        result = run_train(
+            settings,
+            data,
+            out,
+            workers=wanted,
+            use_gpu=gpu,
+            fold=fold,
+            overwrite=overwrite,
+            report=show_epoch,
+            trackers=track or (),
+        )
     run = result.run
     best = run.best()
     if result.already_finished:
@@ -113,7 +129,17 @@ def show_epoch(progress: TrainProgress, before: str = "") -> None:
     console.say("  ".join(parts))
 
 
-def _cross_validate(settings: Recipe, data: str, out: str, *, workers: int, gpu: bool, parallel: int | None, overwrite: bool) -> None:
+def _cross_validate(
+    settings: Recipe,
+    data: str,
+    out: str,
+    *,
+    workers: int,
+    gpu: bool,
+    parallel: int | None,
+    track: Sequence[str],
+    overwrite: bool,
+) -> None:
     from cxr_ray.data.shards import open_dataset
     from cxr_ray.evaluation.crossval import caveats, pooled_metrics
     from cxr_ray.training.crossval import cross_validate
@@ -121,7 +147,17 @@ def _cross_validate(settings: Recipe, data: str, out: str, *, workers: int, gpu:
     def show(fold: int, progress: TrainProgress) -> None:
         show_epoch(progress, before=f"fold {fold}  ")
 
-    done = cross_validate(settings, data, out, workers=workers, use_gpu=gpu, parallel=parallel, overwrite=overwrite, report=show)
+    done = cross_validate(
+        settings,
+        data,
+        out,
+        workers=workers,
+        use_gpu=gpu,
+        parallel=parallel,
+        overwrite=overwrite,
+        report=show,
+        trackers=track,
+    )
     found = caveats(done.summary, settings)
     metrics = pooled_metrics(done.predictions(), open_dataset(data), out, recipe=settings.name, warnings=found)
     rows = [[str(fold["fold"]), str(fold["n"]), *(_number(fold[name]) for name in FOLD_FIGURES)] for fold in done.summary["folds"]]

@@ -84,6 +84,7 @@ def cross_validate(
     address: str | None = None,
     overwrite: bool = False,
     report: Callable[[int, TrainProgress], None] | None = None,
+    trackers: Sequence[str] = (),
 ) -> CrossValidation:
     """Train on all folds but one, for every fold, or go on where an earlier call stopped.
 
@@ -97,6 +98,7 @@ def cross_validate(
         address: Ray cluster; see :func:`cxr_ray.cluster.connect`.
         overwrite: Remove another cross-validation that stands at ``out``.
         report: Called with the fold after each of its epochs, from one thread a fold.
+        trackers: Told of each fold as of a run of its own.
 
     Raises:
         CxrRayError: As :func:`cxr_ray.training.trainer.train`; :class:`RunError` too where another cross-validation stands at ``out``.
@@ -131,6 +133,7 @@ def cross_validate(
                     fold=fold,
                     overwrite=overwrite,
                     report=told,
+                    trackers=trackers,
                     initial=initial,
                     sharing=sharing,
                 )

@@ -86,25 +86,25 @@ class HistoryWatch:
     Args:
         out: The RUN.
         epochs: Epochs asked for.
-        report: Called with each epoch that was not there when the watch began. None: nothing is watched.
+        reports: Each called with each epoch that was not there when the watch began. None of them: nothing is watched.
     """
 
-    def __init__(self, out: str, epochs: int, report: Callable[[TrainProgress], None] | None) -> None:
+    def __init__(self, out: str, epochs: int, *reports: Callable[[TrainProgress], None]) -> None:
         self._out = out
         self._epochs = epochs
-        self._report = report
+        self._reports = reports
         self._seen = 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="cxr-ray-history", daemon=True)
 
     def __enter__(self) -> HistoryWatch:
-        if self._report is not None:
+        if self._reports:
             self._seen = len(read_history(self._out))
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._report is not None:
+        if self._reports:
             self._done.set()
             self._thread.join()
 
@@ -124,6 +124,6 @@ class HistoryWatch:
             record = history[index]
             pace = [past.seconds for past in history[max(0, index - 2) : index + 1]]
             left = (self._epochs - record.epoch - 1) * sum(pace) / len(pace)
-            if self._report is not None:
-                self._report(TrainProgress(record, self._epochs, left))
+            for report in self._reports:
+                report(TrainProgress(record, self._epochs, left))
         self._seen = max(self._seen, len(history))

@@ -1,7 +1,7 @@
 """The RUN directory: what was trained, on what, how it went, and where its weights are.
 
 ``run.json`` (this module), ``config.yaml`` (the resolved recipe), ``history.jsonl`` (a line an epoch), ``checkpoints/``,
-``tensorboard/``, and ``ray/``, which is Ray's own and never needed to read or resume a run.
+``tensorboard/``, ``tracking.json`` where there are trackers, and ``ray/``, which is Ray's own and never needed to read or resume a run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cxr_ray.models.classifier import Classifier
 
 SCHEMA: Final = "cxr-ray/run/1"
-RUN, CONFIG, CHECKPOINTS, RAY = "run.json", "config.yaml", "checkpoints", "ray"
+RUN, CONFIG, TRACKING, CHECKPOINTS, RAY = "run.json", "config.yaml", "tracking.json", "checkpoints", "ray"
 _SECRET = re.compile(r"://[^/@]*@")  # a URI may carry an access key
 _VERSIONS_OF = ("torch", "torchvision", "ray", "numpy", "pyarrow", "albumentations", "safetensors")
 
@@ -240,7 +240,7 @@ def claim(location: str, wanted: RunManifest, *, overwrite: bool) -> RunManifest
         RunError: A RUN of another recipe or other data stands there, and it has trained.
     """
     if overwrite:  # the manifest first: without it, what is left does not read as a RUN
-        for name in (RUN, CONFIG, HISTORY, CHECKPOINTS, TENSORBOARD, RAY):
+        for name in (RUN, CONFIG, TRACKING, HISTORY, CHECKPOINTS, TENSORBOARD, RAY):
             storage.remove(storage.join(location, name))
     if not storage.exists(storage.join(location, RUN)):
         write_run(location, wanted)

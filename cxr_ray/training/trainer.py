@@ -50,6 +50,7 @@ from cxr_ray.training.run import (
     versions,
     write_run,
 )
+from cxr_ray.training.tracking import check_trackers, tracked
 from cxr_ray.training.worker import Job, build_model, use_device, work
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def train(
     address: str | None = None,
     overwrite: bool = False,
     report: Callable[[TrainProgress], None] | None = None,
+    trackers: Sequence[str] = (),
     callbacks: Sequence[UserCallback] = (),
     plans: tuple[FeedPlan, FeedPlan | None] | None = None,
     initial: str | None = None,
@@ -98,6 +100,7 @@ def train(
         address: Ray cluster; see :func:`cxr_ray.cluster.connect`.
         overwrite: Remove another RUN that stands at ``out``.
         report: Called in a thread of this process after each epoch.
+        trackers: Of ``mlflow`` and ``wandb``, those that are told of each epoch; see :mod:`cxr_ray.training.tracking`.
         callbacks: Of Ray Train, such as Ray Tune's ``TuneReportCallback``. What is reported has the fields of
             :class:`EpochRecord` (NaN for None) and ``checkpoint``, the location of the epoch's checkpoint.
         plans: Feeds of the training and the validation part, when several runs share them. None: planned here.
@@ -109,6 +112,7 @@ def train(
             that is not finite.
     """
     workers = Workers.of(workers)
+    check_trackers(trackers)
     data = open_dataset(dataset)
     record = describe_data(data, fold)
     out = storage.absolute(out)
@@ -122,7 +126,8 @@ def train(
         if manifest.status == "finished":
             return RunResult(run, already_finished=True, resumed_after=None)
         past = newest_valid(run.checkpoints)  # the workers look for themselves; here it tells the user what is torn
-        with connected(address), HistoryWatch(out, recipe.training.epochs, report):
+        reports = [report] if report is not None else []
+        with connected(address), tracked(run, trackers) as told, HistoryWatch(out, recipe.training.epochs, *reports, *told):
             cpus_a_worker(workers, use_gpu)  # refused before anything is read
             train_plan, validation_plan = plans or plan_feeds(data, recipe, fold)
             step_sizes(train_plan.rows, recipe.training.batch_size, world_size=workers.most)  # refused now, not when they have grown
