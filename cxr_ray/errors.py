@@ -84,6 +84,10 @@ class RunError(CxrRayError):
     """A RUN cannot be started, resumed or read."""
 
 
+class RunBusyError(RunError):
+    """Another driver holds the RUN."""
+
+
 class ClusterError(CxrRayError):
     """Ray cannot be reached, or can never give the resources that were asked for."""
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cxr_ray import storage
-from cxr_ray.errors import RunError, StorageError
+from cxr_ray.errors import RunBusyError, RunError, StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def hold(out: str) -> Iterator[str]:
         The name of this launch.
 
     Raises:
-        RunError: Another driver holds it.
+        RunBusyError: Another driver holds it.
     """
     launch = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}"
     with _locked(out) if not storage.is_uri(out) else _renewed(out, launch):
@@ -76,9 +76,9 @@ def _write(out: str, launch: str) -> None:
     storage.write_json(storage.join(out, LEASE), facts)
 
 
-def _refusal(out: str) -> RunError:
+def _refusal(out: str) -> RunBusyError:
     lease = _read(out) or {"pid": "?", "host": "?"}
-    return RunError(f"{out} is in use by process {lease['pid']} on {lease['host']}", hint="wait for it, or another --out")
+    return RunBusyError(f"{out} is in use by process {lease['pid']} on {lease['host']}", hint="wait for it, or another --out")
 
 
 @contextlib.contextmanager

@@ -58,6 +58,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PLACEMENT_GROUP = "placement_group"
+"""Reported with each epoch: the id of the group that holds the workers, for a search that must free it (``cxr_ray.tuning.trial``)."""
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -102,7 +105,7 @@ def train(
         report: Called in a thread of this process after each epoch.
         trackers: Of ``mlflow`` and ``wandb``, those that are told of each epoch; see :mod:`cxr_ray.training.tracking`.
         callbacks: Of Ray Train, such as Ray Tune's ``TuneReportCallback``. What is reported has the fields of
-            :class:`EpochRecord` (NaN for None) and ``checkpoint``, the location of the epoch's checkpoint.
+            :class:`EpochRecord` (NaN for None) ``checkpoint``, the location of the epoch's checkpoint, and :data:`PLACEMENT_GROUP`.
         plans: Feeds of the training and the validation part, when several runs share them. None: planned here.
         initial: Finished RUN of the same network whose weights are the start (its normalisation is not). None: the recipe's own start.
         sharing: Runs at a time on each node, which divide its cores.
@@ -243,8 +246,11 @@ def _run_worker(job: Job) -> dict[str, Any]:
 def _announce(record: EpochRecord, checkpoint: str | None) -> None:
     """Tell Ray Train of an epoch; rank 0 hands over a pointer to our checkpoint, for without any Ray keeps no metrics."""
     import ray.train
+    from ray.util import get_current_placement_group
 
-    metrics = {name: math.nan if value is None else value for name, value in asdict(record).items()}
+    metrics: dict[str, Any] = {name: math.nan if value is None else value for name, value in asdict(record).items()}
+    group = get_current_placement_group()
+    metrics[PLACEMENT_GROUP] = group.id.hex() if group is not None else ""
     if checkpoint is None:
         ray.train.report(metrics)
         return

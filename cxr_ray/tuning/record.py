@@ -1,0 +1,73 @@
+"""``sweep.json``: what a sweep's directory is of. Another sweep never goes on in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cxr_ray import storage
+from cxr_ray.data.shards import open_dataset
+from cxr_ray.errors import RunError
+from cxr_ray.training.run import RUN, differences, versions
+from cxr_ray.tuning.sweep import Sweep
+
+SCHEMA = "cxr-ray/sweep/1"
+SWEEP = "sweep.json"
+MAY_CHANGE = frozenset({"description", "trials"})
+"""Settings of a sweep that a later call may change: more trials go on where the first ones ended."""
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """What was searched, and on which images."""
+
+    sweep: dict[str, Any]
+    data: dict[str, str]
+    """Name -> fingerprint of the DATASET."""
+    fold: int | None
+
+    def identity(self) -> dict[str, Any]:
+        """What a later call must share."""
+        kept = {key: value for key, value in self.sweep.items() if key not in MAY_CHANGE}
+        return {"sweep": kept, "data": self.data, "fold": self.fold}
+
+
+def describe(sweep: Sweep, data: Mapping[str, str], fold: int | None) -> SweepRecord:
+    """The record of a sweep over DATASETs, each opened."""
+    fingerprints = {name: open_dataset(location).manifest.fingerprint for name, location in data.items()}
+    return SweepRecord(json.loads(sweep.model_dump_json()), fingerprints, fold)
+
+
+def claim(out: str, record: SweepRecord, *, resume: bool) -> bool:
+    """Take the directory for this sweep; the caller holds its lease.
+
+    Args:
+        out: The sweep's directory.
+        record: Of this call.
+        resume: Whether to go on with a sweep that is there.
+
+    Returns:
+        Whether one was there.
+
+    Raises:
+        RunError: Another sweep is there, or this one and ``resume`` was not asked for, or something else is.
+    """
+    location = storage.join(out, SWEEP)
+    if storage.exists(storage.join(out, RUN)):
+        raise RunError(f"{out} is a RUN, not a sweep", hint="another --out")
+    there = storage.exists(location)
+    if there:
+        if not resume:
+            raise RunError(f"{out} holds a sweep already", hint="--resume to go on with it, or another --out")
+        written = storage.read_json(location)
+        if written.get("schema") != SCHEMA:
+            raise RunError(f"{location} has schema {written.get('schema')!r}, expected {SCHEMA!r}")
+        was = SweepRecord(written["sweep"], written["data"], written["fold"])
+        changed = differences(was.identity(), record.identity())
+        if changed:
+            raise RunError(f"{out} holds another sweep:" + "".join(f"\n  - {line}" for line in changed), hint="another --out")
+    facts = {"schema": SCHEMA, "sweep": record.sweep, "data": record.data, "fold": record.fold, "versions": versions()}
+    storage.write_json(location, facts)
+    return there

@@ -1,0 +1,93 @@
+"""The Optuna study of a sweep: kept beside the run, so that a killed sweep goes on and ``optuna-dashboard`` can open it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from cxr_ray import storage
+from cxr_ray.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    import optuna
+
+    from cxr_ray.tuning.sweep import Sweep
+
+JOURNAL, SQLITE = "study.journal", "study.db"
+STUDY_NAME = "sweep"
+MISSING = {"psycopg2": "psycopg2-binary", "pymysql": "PyMySQL", "MySQLdb": "mysqlclient"}
+
+
+def study_storage(out: str, kind: str = "journal") -> optuna.storages.BaseStorage:
+    """Where the study is kept.
+
+    Args:
+        out: The sweep's directory.
+        kind: ``journal`` (a file that only grows; safe on a network file system), ``sqlite``, or a database URL such as
+            ``postgresql://user@host/studies``.
+
+    Raises:
+        ConfigError: ``kind`` is none of these, or a file on an object store.
+        RunError: The database cannot be reached.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # below: a line for every parameter that is not always there
+    if kind in ("journal", "sqlite"):
+        if storage.is_uri(out):
+            raise ConfigError(
+                [f"a study of kind {kind!r} is a local file, and --out is {out}"],
+                where="--study",
+                hint="--study postgresql://USER@HOST/DATABASE (or mysql://), or a local --out",
+            )
+        if kind == "journal":
+            backend = optuna.storages.journal.JournalFileBackend(storage.join(out, JOURNAL))
+            return optuna.storages.JournalStorage(backend)
+        kind = f"sqlite:///{storage.join(out, SQLITE)}"
+    if "://" not in kind:
+        raise ConfigError([f"{kind!r} is neither journal, sqlite nor a database URL"], where="--study")
+    try:
+        return optuna.storages.RDBStorage(kind, engine_kwargs={"pool_pre_ping": True})
+    except ImportError as error:
+        package = MISSING.get(error.name or "", error.name)
+        raise ConfigError([f"a database driver is missing: {error.name}"], where="--study", hint=f"pip install {package}") from None
+    except Exception as error:  # SQLAlchemy raises many kinds; their text may hold the password
+        raise RunError(
+            f"the study's database cannot be opened: {type(error).__name__}", hint="check host, name and rights in --study"
+        ) from None
+
+
+def open_study(sweep: Sweep, kept_in: optuna.storages.BaseStorage, name: str = STUDY_NAME) -> optuna.Study:
+    """The study ``name`` of a storage, made on first use; a grid's combinations then wait in it as trials."""
+    import optuna
+
+    directions = ["maximize" if objective.mode == "max" else "minimize" for objective in sweep.objectives]
+    new = name not in optuna.study.get_all_study_names(kept_in)
+    study = optuna.create_study(storage=kept_in, study_name=name, directions=directions, load_if_exists=True, sampler=sampler(sweep, 0))
+    if new and sweep.search.algorithm == "grid":
+        for point in sweep.space.points():
+            study.enqueue_trial(point)
+    return study
+
+
+def sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
+    """What proposes trial ``number``.
+
+    Its random numbers follow from the sweep's seed and the trial's number, so a resumed sweep does not propose its first trials again.
+    """
+    import optuna
+
+    search, seed = sweep.search, (sweep.search.seed * 1_000_003 + number) % 2**32
+    if search.algorithm in ("random", "grid"):  # a grid's trials wait in the study; the sampler is not asked
+        return optuna.samplers.RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if search.algorithm == "cmaes":
+            return optuna.samplers.CmaEsSampler(n_startup_trials=search.startup_trials, seed=seed)
+        return optuna.samplers.TPESampler(
+            n_startup_trials=search.startup_trials,
+            seed=seed,
+            multivariate=True,
+            group=sweep.space.conditional,  # a parameter that is not always there has a model of its own
+            constant_liar=True,  # trials that still run count as bad, so that those beside them differ
+        )
