@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from cxr_ray.tuning.sweep import Objective
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import FrozenTrial
     from plotly.graph_objects import Figure
 
 LEAST_TRIALS = 2
@@ -37,85 +38,99 @@ class Picture:
 
 def pictures(study: optuna.Study, rows: Sequence[TrialRow], objectives: Sequence[Objective]) -> list[Picture]:
     """All figures of a search; with several objectives those of parameters for each of them."""
-    found = [*_front(study, objectives)] if len(objectives) > 1 else []
+    found = [_front(study, objectives)] if len(objectives) > 1 else []
     for index, objective in enumerate(objectives):
         view = _view(study, rows, index, objective) if len(objectives) > 1 else study
-        found += [_draw(view, kind, objective) for kind in _KINDS if kind.every_objective or index == 0]
+        found += [_draw(view, kind, objective) for kind in _KINDS if kind.of_costs or index == 0]
     return found
+
+
+def _progress(study: optuna.Study, metric: str) -> Figure:
+    from optuna.visualization import plot_optimization_history
+
+    return plot_optimization_history(study, target_name=metric)
+
+
+def _importances(study: optuna.Study, metric: str) -> Figure:
+    from optuna.visualization import plot_param_importances
+
+    return plot_param_importances(study, target_name=metric).update_yaxes(title_text=None)
+
+
+def _parallel(study: optuna.Study, metric: str) -> Figure:
+    from optuna.visualization import plot_parallel_coordinate
+
+    return plot_parallel_coordinate(study, target_name=metric)
+
+
+def _slices(study: optuna.Study, metric: str) -> Figure:
+    from optuna.visualization import plot_slice
+
+    return plot_slice(study, target_name=metric)
+
+
+def _curves(study: optuna.Study, metric: str) -> Figure:
+    from optuna.visualization import plot_intermediate_values
+
+    return plot_intermediate_values(study).update_yaxes(title_text=metric).update_xaxes(title_text="epoch")
+
+
+def _none_complete(trials: list[FrozenTrial]) -> str:
+    return "" if any(trial.state.name == "COMPLETE" for trial in trials) else "No trial is complete yet."
+
+
+def _too_few(trials: list[FrozenTrial]) -> str:
+    complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    if len(complete) < LEAST_TRIALS:
+        return f"It needs {LEAST_TRIALS} complete trials, there are {len(complete)}."
+    if len({trial.value for trial in complete}) < LEAST_TRIALS:
+        return "All complete trials have the same value."
+    return "" if any(trial.params != complete[0].params for trial in complete) else "All complete trials have the same parameters."
+
+
+def _no_epoch(trials: list[FrozenTrial]) -> str:
+    return "" if any(trial.intermediate_values for trial in trials) else "No trial has ended an epoch yet."
 
 
 @dataclass(frozen=True)
 class _Kind:
     title: str
     caption: str
-    plot: str
-    """Of ``optuna.visualization``."""
-    lacks: Callable[[list[Any]], str]
-    """Complete trials -> why it cannot be drawn, or nothing."""
-    every_objective: bool = True
-
-
-def _no_trial(complete: list[Any]) -> str:
-    return "" if complete else "No trial is complete yet."
-
-
-def _too_few(complete: list[Any]) -> str:
-    if len(complete) < LEAST_TRIALS:
-        return f"It needs {LEAST_TRIALS} complete trials, there are {len(complete)}."
-    if len({trial.value for trial in complete}) < LEAST_TRIALS:
-        return "All complete trials have the same value."
-    if not any(len({trial.params.get(key) for trial in complete}) > 1 for key in complete[0].params):
-        return "The complete trials do not differ in any parameter."
-    return ""
+    plot: Callable[[optuna.Study, str], Figure]
+    lacks: Callable[[list[FrozenTrial]], str]
+    """Trials -> why it cannot be drawn, or nothing."""
+    of_costs: bool = True
 
 
 _KINDS = (
-    _Kind("Progress", "A dot a complete trial, in the order of asking; the line is the best so far.", "plot_optimization_history", _no_trial),
+    _Kind("Progress", "A dot a complete trial, in the order of asking; the line is the best so far.", _progress, _none_complete),
     _Kind(
         "Importance of each parameter",
-        "How much the parameter tells good trials from the others. Of few trials it says little.",
-        "plot_param_importances",
+        "How much it tells good trials from the others. Of few trials it says little.",
+        _importances,
         _too_few,
     ),
-    _Kind("Parallel coordinates", "A line a complete trial, through its value and its parameters.", "plot_parallel_coordinate", _too_few),
-    _Kind("Each parameter alone", "A dot a complete trial, shaded by its number.", "plot_slice", _too_few),
-    _Kind(
-        "Learning curves",
-        "A line a trial, epoch by epoch (from 0); those that end early were stopped.",
-        "plot_intermediate_values",
-        lambda _: "",
-        every_objective=False,
-    ),
+    _Kind("Parallel coordinates", "A line a complete trial, through its value and its parameters.", _parallel, _too_few),
+    _Kind("Each parameter alone", "A dot a complete trial, shaded by its number.", _slices, _too_few),
+    _Kind("Learning curves", "A line a trial, epoch by epoch from 0. A short one was stopped early.", _curves, _no_epoch, of_costs=False),
 )
 
 
 def _draw(study: optuna.Study, kind: _Kind, objective: Objective) -> Picture:
-    import optuna
-
     title = f"{kind.title}: {objective.metric}"
-    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
-    reason = kind.lacks(complete)
-    if not reason and kind.plot == "plot_intermediate_values" and not any(t.intermediate_values for t in study.get_trials(deepcopy=False)):
-        reason = "No trial has ended an epoch yet."
-    if reason:
+    if reason := kind.lacks(study.get_trials(deepcopy=False)):
         return Picture(title, kind.caption, None, reason)
-    plot = getattr(optuna.visualization, kind.plot)
-    named = {} if kind.plot == "plot_intermediate_values" else {"target_name": objective.metric}
-    figure = plot(study, **named)
-    if kind.plot == "plot_intermediate_values":
-        figure.update_yaxes(title_text=objective.metric).update_xaxes(title_text="epoch")
-    return Picture(title, kind.caption, _json(figure))
+    return Picture(title, kind.caption, _json(kind.plot(study, objective.metric)))
 
 
-def _front(study: optuna.Study, objectives: Sequence[Objective]) -> Iterator[Picture]:
-    import optuna
+def _front(study: optuna.Study, objectives: Sequence[Objective]) -> Picture:
+    from optuna.visualization import plot_pareto_front
 
-    names = [objective.metric for objective in objectives]
-    title, caption = f"Pareto front: {', '.join(names)}", "Marked trials are beaten by none in all objectives at once."
-    if any(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False)):
-        yield Picture(title, caption, _json(optuna.visualization.plot_pareto_front(study, target_names=names)))
-    else:
-        yield Picture(title, caption, None, "No trial is complete yet.")
+    names: list[str] = [objective.metric for objective in objectives]
+    title, caption = f"Pareto front: {', '.join(names)}", "Trials in red are beaten by none in all objectives at once."
+    if reason := _none_complete(study.get_trials(deepcopy=False)):
+        return Picture(title, caption, None, reason)
+    return Picture(title, caption, _json(plot_pareto_front(study, target_names=names)))
 
 
 def _view(study: optuna.Study, rows: Sequence[TrialRow], index: int, objective: Objective) -> optuna.Study:
@@ -138,8 +153,7 @@ def _view(study: optuna.Study, rows: Sequence[TrialRow], index: int, objective: 
 
 
 def _json(figure: Figure) -> str:
-    """Data and layout, without plotly's own colours of page and text, which the page sets for light and dark."""
-    facts = figure.update_layout(template="none", title=None).to_plotly_json()
+    facts = figure.update_layout(template="plotly_white", title=None).to_plotly_json()
     text = json.dumps(facts, default=_plain)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

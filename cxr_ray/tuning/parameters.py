@@ -21,7 +21,7 @@ Scalar = str | int | float | bool | None
 class _Parameter(Settings):
     """What every kind has."""
 
-    when: dict[str, tuple[Scalar, ...]] = {}
+    when: Mapping[str, tuple[Scalar, ...]] = Field(default_factory=dict)
     """Key of another setting -> its values for which this parameter exists; all keys must hold. A setting that is not searched counts
     with the recipe's own value. Empty: always."""
 
@@ -144,7 +144,7 @@ class ChoiceParameter(_Parameter):
         """What a label stands for."""
         return self.options[str(label)] if isinstance(self.options, dict) else label
 
-    def suggest(self, trial: BaseTrial, key: str) -> Scalar:
+    def suggest(self, trial: BaseTrial, key: str) -> Any:
         """Ask Optuna for a label."""
         return trial.suggest_categorical(key, self.labels)
 

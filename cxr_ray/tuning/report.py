@@ -86,9 +86,11 @@ def render_page(sweep: Sweep, study: optuna.Study, rows: Sequence[TrialRow], not
 def _settings(sweep: Sweep) -> dict[str, str]:
     """Name -> what the search was asked to do."""
     space = {key: _range(sweep, key) for key in sweep.space.parameters}
-    stopping = sweep.stopping.model_dump(include={"none": set(), "asha": {"grace_epochs", "reduction_factor", "brackets"}}.get(
-        sweep.stopping.kind, {"grace_epochs", "min_samples"}
-    ))
+    stopping = sweep.stopping.model_dump(
+        include={"none": set(), "asha": {"grace_epochs", "reduction_factor", "brackets"}}.get(
+            sweep.stopping.kind, {"grace_epochs", "min_samples"}
+        )
+    )
     return {
         "recipe": sweep.recipe.name,
         "fixed for all trials": in_words(sweep.set) or "nothing",
@@ -108,7 +110,9 @@ def _range(sweep: Sweep, key: str) -> str:
     else:
         step = "" if parameter.step in (None, 1) else f" in steps of {parameter.step:g}"
         text = f"{parameter.low:g} … {parameter.high:g}{step}{', logarithmic' if parameter.log else ''}"
-    return text + (f" (where {' and '.join(f'{other} is {_either(values)}' for other, values in parameter.when.items())})" if parameter.when else "")
+    return text + (
+        f" (where {' and '.join(f'{other} is {_either(values)}' for other, values in parameter.when.items())})" if parameter.when else ""
+    )
 
 
 def _either(values: Sequence[Any]) -> str:

@@ -57,8 +57,8 @@ class TrialRow:
 def rows_of(study: optuna.Study) -> list[TrialRow]:
     """A row a trial that has begun, by number.
 
-    Of the user attributes ``run``, ``reason``, ``epochs`` and ``seconds`` are read. The history is in the intermediate values (step 0 is the
-    first epoch), or, for several objectives, for which Optuna keeps none, in the attribute ``history``.
+    Of the user attributes ``run``, ``reason``, ``epochs`` and ``seconds`` are read. The history is in the intermediate values (step 0 is
+    the first epoch), or, for several objectives, for which Optuna keeps none, in the attribute ``history``.
     """
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in _STATES]
     return [_row(trial, len(study.directions)) for trial in trials]

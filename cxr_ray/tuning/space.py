@@ -52,7 +52,11 @@ class Space:
             faults.append(f"space: the conditions go round in a circle: {' -> '.join(error.args[1])}")
         else:
             if not faults:
-                faults += [f"space.{key}.when: never holds, so it is never searched" for key in order if self._with(key, self._ends[key][0]) is None]
+                faults += [
+                    f"space.{key}.when: never holds, so it is never searched"
+                    for key in order
+                    if self._with(key, self._ends[key][0]) is None
+                ]
         if faults:
             raise ConfigError(faults, where="space")
 
@@ -75,7 +79,9 @@ class Space:
         Raises:
             ConfigError: The point has keys or labels that this space has not.
         """
-        strange = [f"{key}: {label!r}" for key, label in point.items() if key not in self.parameters or not self.parameters[key].holds(label)]
+        strange = [
+            f"{key}: {label!r}" for key, label in point.items() if key not in self.parameters or not self.parameters[key].holds(label)
+        ]
         if strange:
             raise ConfigError([f"{one} is not in the space" for one in strange], where="values of a trial")
         data = dict(self.base)
@@ -192,7 +198,7 @@ class Space:
         elif fault := _fault_of_key(key):
             yield f"space.{key}: {fault}"
         elif isinstance(_get(self.base, key), Mapping) and not _changes_a_group(parameter):
-            yield f"space.{key}: is a group of settings; expected a choice with options: {{NAME: {{KEY: VALUE}}}}, or the key of one setting"
+            yield f"space.{key}: is a group of settings; expected options: {{NAME: {{KEY: VALUE}}}}, or the key of one setting"
         for other, wanted in parameter.when.items():
             yield from (f"space.{key}.when.{other}: {fault}" for fault in self._faults_of_condition(other, wanted))
         if not isinstance(parameter, ChoiceParameter):

@@ -14,7 +14,7 @@ from cxr_ray.config import ModelConfig, Recipe, TrainingConfig, load_recipe
 from cxr_ray.errors import ConfigError, ModelError
 from cxr_ray.settings import Settings, apply_overrides, merge, parse_settings, read_yaml
 from cxr_ray.tuning.parameters import ChoiceParameter, Parameter, parse_parameter
-from cxr_ray.tuning.space import Point, Space, has, nested
+from cxr_ray.tuning.space import Space, has, nested
 
 COSTS = ("parameters", "flops", "latency_ms")
 """Known before a trial is trained: parameters in all; operations of one image's forward pass; its milliseconds, where they are measured."""
@@ -83,7 +83,7 @@ class Sweep(Settings):
     description: str = ""
     recipe: Recipe
     """In the file a name, or a recipe file beside it; here with ``set`` laid over it."""
-    set: dict[str, Any] = {}
+    set: Mapping[str, Any] = Field(default_factory=dict)
     """Dotted key -> value, for all trials."""
     space: Annotated[Space, SkipValidation]
     """In the file dotted key -> what it may be (:mod:`cxr_ray.tuning.parameters`)."""
@@ -229,9 +229,9 @@ def check_networks(sweep: Sweep, labels: int, image_size: tuple[int, int]) -> No
         raise ConfigError(list(faults.values()), where=f"networks of {sweep.name}")
 
 
-def in_words(point: Point) -> str:
-    """``a=1, b=x``."""
-    return ", ".join(f"{key}={value}" for key, value in point.items())
+def in_words(point: Mapping[str, Any]) -> str:
+    """``a=0.001, b=x``; numbers to four figures."""
+    return ", ".join(f"{key}={f'{value:.4g}' if isinstance(value, float) else value}" for key, value in point.items())
 
 
 def _attempt(faults: list[str], make: Callable[[], T]) -> T | None:
