@@ -95,7 +95,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
             faults.append(f"{override!r}: {'.'.join(parts[:-1])} is not a group of settings")
             continue
         try:
-            place[parts[-1]] = _scalar(yaml.safe_load(value))
+            place[parts[-1]] = scalar(yaml.safe_load(value))
         except yaml.YAMLError:
             faults.append(f"{override!r}: the value is not YAML")
     if faults:
@@ -107,8 +107,8 @@ def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in data.items()}
 
 
-def _scalar(value: Any) -> Any:
-    """YAML 1.1 reads ``3e-4`` as text; a person means the number."""
+def scalar(value: Any) -> Any:
+    """``value``, or the number that a person means by ``3e-4``, which YAML 1.1 reads as text."""
     if isinstance(value, str):
         try:
             return float(value)

@@ -114,32 +114,46 @@ def validate(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check recipes and other configuration files; every fault of every file at once.
+    """Check recipes, plans and sweeps; every fault of every file at once.
 
     Example: cxr-ray validate my-recipe.yaml
     """
-    from cxr_ray.config import RECIPE_DIRECTORY, load_recipe
-    from cxr_ray.data.augment import build_augmentation
-    from cxr_ray.reproduction.plan import PLAN_DIRECTORY, load_plan
-    from cxr_ray.settings import read_yaml
+    from cxr_ray.config import RECIPE_DIRECTORY
+    from cxr_ray.reproduction.plan import PLAN_DIRECTORY
 
-    named = paths or [RECIPE_DIRECTORY, PLAN_DIRECTORY]
+    named = paths or [RECIPE_DIRECTORY, PLAN_DIRECTORY, *filter(Path.is_dir, [Path("tune_configs")])]
     files = [file for path in named for file in (sorted(path.rglob("*.yaml")) if path.is_dir() else [path])]
     if not files:
         raise ConfigError(["no .yaml files"], where=", ".join(map(str, named)))
     faults: list[str] = []
     for file in files:
         try:
-            if "entries" in read_yaml(file):
-                load_plan(str(file))
-            else:
-                build_augmentation(load_recipe(str(file)).augment)
+            _check(file)
         except ConfigError as error:
             faults += [f"{file.name}: {fault}" for fault in error.faults]
     if faults:
         raise ConfigError(faults, where=f"{len(files)} file(s)")
     console.say(f"{len(files)} file(s) valid")
     console.result({"files": len(files), "valid": True})
+
+
+def _check(file: Path) -> None:
+    """Read a file as what its keys say it is: a plan, a sweep or a recipe."""
+    from cxr_ray.config import load_recipe
+    from cxr_ray.data.augment import build_augmentation
+    from cxr_ray.reproduction.plan import load_plan
+    from cxr_ray.settings import read_yaml
+    from cxr_ray.tuning.sweep import check_networks, load_sweep
+
+    keys = read_yaml(file).keys()
+    if "entries" in keys:
+        load_plan(str(file))
+    elif "space" in keys:
+        sweep = load_sweep(file)
+        size = sweep.recipe.expects.size if sweep.recipe.expects is not None else 224
+        check_networks(sweep, 2, (size, size))
+    else:
+        build_augmentation(load_recipe(str(file)).augment)
 
 
 def recipes(json: Json = False, debug: Debug = False) -> None:

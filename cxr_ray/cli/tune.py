@@ -37,7 +37,7 @@ def tune(
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time; default: as the cluster has room.")] = None,
     fold: Annotated[int | None, typer.Option(min=0, help="Validate on this fold, train on the others.")] = None,
-    retrain: Annotated[int, typer.Option(min=0, help="Train the winner again with so many seeds; the best by validation is exported.")] = 0,
+    retrain: Annotated[int | None, typer.Option(min=0, help="Train the winner again with so many other seeds.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Validate the sweep with the data, and stop.")] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster; default: one on this machine.")] = None,
     json: Json = False,
@@ -55,10 +55,8 @@ def tune(
         from cxr_ray.tuning.sweeping import check_data
 
         check_data(sweep, datasets, fold)
-        console.say(
-            f"{file}: {sweep.total_trials} trials, {len(sweep.space.parameters)} parameters, valid for {', '.join(datasets.values())}"
-        )
-        console.result({"sweep": sweep.name, "trials": sweep.total_trials, "valid": True})
+        console.say(f"{file}: {sweep.planned} trials, {len(sweep.space.parameters)} parameters, valid for {', '.join(datasets.values())}")
+        console.result({"sweep": sweep.name, "trials": sweep.planned, "valid": True})
         return
     from cxr_ray.tuning.sweeping import run_sweep
 
@@ -137,10 +135,9 @@ def _conclude(sweep: Sweep, swept: Swept, out: str) -> None:
         for row in ended[:SHOWN]
     ]
     console.table(f"{sweep.name}: the best of {len(swept.rows)} trials on the validation part", columns, rows)
+    epochs = sum(row.epochs for row in swept.rows)
     counts = {state: sum(row.state == state for row in swept.rows) for state in ("complete", "pruned", "failed")}
-    console.say(
-        f"{counts['complete']} complete, {counts['pruned']} stopped early, {counts['failed']} failed; {sum(row.epochs for row in swept.rows)} epochs"
-    )
+    console.say(f"{counts['complete']} complete, {counts['pruned']} stopped early, {counts['failed']} failed; {epochs} epochs")
     facts: dict[str, Any] = {
         "out": out,
         "best": {
@@ -152,7 +149,7 @@ def _conclude(sweep: Sweep, swept: Swept, out: str) -> None:
         },
         "trials": len(swept.rows),
         **counts,
-        "epochs": sum(row.epochs for row in swept.rows),
+        "epochs": epochs,
     }
     if winner.retrained is not None:
         again = winner.retrained

@@ -14,13 +14,11 @@ from cxr_ray.models.parameters import count_flops, count_parameters
 from cxr_ray.training.run import DataRecord
 from cxr_ray.training.worker import build_model
 
-COSTS = ("parameters", "flops", "latency_ms")
-"""Names of the costs that an objective may be."""
 REPEATS = 30
 
 
 def costs(recipe: Recipe, data: DataRecord, names: Sequence[str]) -> dict[str, float]:
-    """The costs called ``names`` (of :data:`COSTS`) of a recipe's network at the DATASET's image size.
+    """The costs called ``names`` (of :data:`cxr_ray.tuning.sweep.COSTS`) of a recipe's network at the DATASET's image size.
 
     ``parameters``: all of them. ``flops``: floating-point operations for one image. ``latency_ms``: milliseconds for one image on one core
     of this machine, the fastest of :data:`REPEATS`; other work on the machine makes single ones slower, never faster.

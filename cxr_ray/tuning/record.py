@@ -15,8 +15,6 @@ from cxr_ray.tuning.sweep import Sweep
 
 SCHEMA = "cxr-ray/sweep/1"
 SWEEP = "sweep.json"
-MAY_CHANGE = frozenset({"description", "trials"})
-"""Settings of a sweep that a later call may change: more trials go on where the first ones ended."""
 
 
 @dataclass(frozen=True)
@@ -24,20 +22,20 @@ class SweepRecord:
     """What was searched, and on which images."""
 
     sweep: dict[str, Any]
+    """:meth:`cxr_ray.tuning.sweep.Sweep.identity`; a later call may ask for more trials."""
     data: dict[str, str]
     """Name -> fingerprint of the DATASET."""
     fold: int | None
 
     def identity(self) -> dict[str, Any]:
         """What a later call must share."""
-        kept = {key: value for key, value in self.sweep.items() if key not in MAY_CHANGE}
-        return {"sweep": kept, "data": self.data, "fold": self.fold}
+        return {"sweep": self.sweep, "data": self.data, "fold": self.fold}
 
 
 def describe(sweep: Sweep, data: Mapping[str, str], fold: int | None) -> SweepRecord:
     """The record of a sweep over DATASETs, each opened."""
     fingerprints = {name: open_dataset(location).manifest.fingerprint for name, location in data.items()}
-    return SweepRecord(json.loads(sweep.model_dump_json()), fingerprints, fold)
+    return SweepRecord(json.loads(json.dumps(sweep.identity())), fingerprints, fold)
 
 
 def claim(out: str, record: SweepRecord, *, resume: bool) -> bool:
@@ -68,6 +66,6 @@ def claim(out: str, record: SweepRecord, *, resume: bool) -> bool:
         changed = differences(was.identity(), record.identity())
         if changed:
             raise RunError(f"{out} holds another sweep:" + "".join(f"\n  - {line}" for line in changed), hint="another --out")
-    facts = {"schema": SCHEMA, "sweep": record.sweep, "data": record.data, "fold": record.fold, "versions": versions()}
+    facts = {"schema": SCHEMA, **record.identity(), "versions": versions()}
     storage.write_json(location, facts)
     return there

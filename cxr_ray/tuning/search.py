@@ -78,7 +78,7 @@ def search(
     tuner = tune.Tuner(
         tune.with_resources(trainable(shared), {"CPU": TRIAL_CPUS}),
         tune_config=tune.TuneConfig(
-            search_alg=StudySearch(sweep, kept_in, left, out, told),
+            search_alg=StudySearch(sweep, study, kept_in, left, out, told),
             scheduler=scheduler(sweep, [trial for trial in past if trial.state != TrialState.WAITING]),
             num_samples=missing,
             max_concurrent_trials=at_a_time,
@@ -90,12 +90,12 @@ def search(
     tuner.fit()
     unfinished = _missing(sweep, study)
     if unfinished > 0:
-        raise RunError(f"interrupted: {unfinished} of {sweep.total_trials} trials have not ended", hint="the same command with --resume")
+        raise RunError(f"interrupted: {unfinished} of {sweep.planned} trials have not ended", hint="the same command with --resume")
     return study
 
 
 def _missing(sweep: Sweep, study: optuna.Study) -> int:
-    return sweep.total_trials - sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+    return sweep.planned - sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
 
 def _plans(sweep: Sweep, data: Mapping[str, str], fold: int | None) -> Plans:

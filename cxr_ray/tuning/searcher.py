@@ -50,7 +50,7 @@ class TrialTold:
 Told = Callable[[EpochTold | TrialTold], None]
 
 
-class StudySearch(OptunaSearch):  # type: ignore[misc]
+class StudySearch(OptunaSearch):
     """Proposes trials from the study, and writes into it what becomes of them.
 
     It differs from its base in that trials which an earlier call left open come first, epochs are counted by the RUN and not by Ray
@@ -58,6 +58,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
 
     Args:
         sweep: What to search.
+        study: Where its trials are.
         kept_in: Storage of the study.
         left: Open trials of an earlier call.
         out: The sweep's directory.
@@ -65,11 +66,17 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
     """
 
     def __init__(
-        self, sweep: Sweep, kept_in: optuna.storages.BaseStorage, left: Sequence[FrozenTrial], out: str, told: Told | None = None
+        self,
+        sweep: Sweep,
+        study: optuna.Study,
+        kept_in: optuna.storages.BaseStorage,
+        left: Sequence[FrozenTrial],
+        out: str,
+        told: Told | None = None,
     ) -> None:
-        self._metrics = [objective.metric for objective in sweep.objectives]
+        self._metrics: list[str] = [objective.metric for objective in sweep.objectives]
         several = len(self._metrics) > 1
-        modes = [objective.mode for objective in sweep.objectives]
+        modes: list[str] = [objective.mode for objective in sweep.objectives]
         super().__init__(
             space=sweep.space.suggest,
             metric=self._metrics if several else self._metrics[0],
@@ -78,8 +85,9 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             study_name=STUDY_NAME,
             sampler=sampler(sweep, 0),
         )
-        self._sweep, self._out, self._told, self._several = sweep, out, told, several
+        self._sweep, self._study, self._out, self._told, self._several = sweep, study, out, told, several
         self._left = list(left)
+        self._trials: dict[str, optuna.Trial] = {}
         self._known: dict[int, dict[int, float]] = {trial.number: history_of(trial) for trial in left}
         self._began: dict[int, float] = {}
         self._epochs: dict[int, int] = {}
@@ -87,14 +95,14 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """The next trial as ``{"number", "values"}``."""
-        study = self._ot_study
+        study = self._study
         if self._left:
             trial = optuna.trial.Trial(study, self._left.pop(0)._trial_id)  # the values it was given stay
         else:
             study.sampler = sampler(self._sweep, len(study.get_trials(deepcopy=False)))
             trial = study.ask()
         values = self._sweep.space.suggest(trial)
-        self._ot_trials[trial_id] = trial
+        self._trials[trial_id] = trial
         self._began[trial.number] = time.monotonic()
         self._epochs[trial.number] = self._sweep.resolve(values).training.epochs
         run = location(self._out, trial.number)
@@ -104,7 +112,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """An epoch has ended."""
-        trial = self._ot_trials.get(trial_id)
+        trial = self._trials.get(trial_id)
         if trial is None or FINAL in result or EPOCHS not in result:
             return
         self._groups[trial.number] = result.get(PLACEMENT_GROUP, "")
@@ -117,7 +125,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A trial has ended, been stopped or failed."""
         self.on_trial_result(trial_id, result or {})  # Ray Tune hands an epoch that ends a trial to this method alone
-        trial = self._ot_trials.pop(trial_id, None)
+        trial = self._trials.pop(trial_id, None)
         if trial is None:
             return
         if error:  # its process died without freeing its workers
@@ -127,7 +135,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         trial.set_user_attr("seconds", round(time.monotonic() - self._began[trial.number], 1))
         if reason:
             trial.set_user_attr("reason", reason)
-        self._ot_study.tell(trial, values if state == TrialState.COMPLETE else None, state=state)
+        self._study.tell(trial, values if state == TrialState.COMPLETE else None, state=state)
         if self._told is not None:
             self._told(TrialTold(trial.number, state.name.lower(), tuple(values), reason))
 

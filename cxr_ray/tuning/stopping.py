@@ -18,7 +18,8 @@ class _Informed:
 
     def __init__(self, sweep: Sweep, past: Sequence[FrozenTrial], **limits: Any) -> None:
         first = sweep.objectives[0]
-        super().__init__(metric=first.metric, mode=first.mode, time_attr=EPOCHS, **limits)
+        options: dict[str, Any] = {"metric": first.metric, "mode": first.mode, "time_attr": EPOCHS, **limits}
+        super().__init__(**options)
         self._sweep = sweep
         self._past: dict[int, Mapping[int, float]] = {trial.number: history_of(trial) for trial in past}
         for trial in past:
@@ -45,11 +46,11 @@ class _Informed:
         """Its last report is of an epoch that was counted already."""
 
 
-class InformedASHA(_Informed, ASHAScheduler):  # type: ignore[misc]
+class InformedASHA(_Informed, ASHAScheduler):
     """Asynchronous successive halving (Li et al. 2020) as Ray Tune has it."""
 
 
-class InformedMedian(_Informed, MedianStoppingRule):  # type: ignore[misc]
+class InformedMedian(_Informed, MedianStoppingRule):
     """Stop what is worse than the median of the others' running means (Golovin et al. 2017) as Ray Tune has it."""
 
 
@@ -83,4 +84,4 @@ def scheduler(sweep: Sweep, past: Sequence[FrozenTrial]) -> TrialScheduler:
         return InformedMedian(
             sweep, past, grace_period=stopping.grace_epochs, min_samples_required=stopping.min_samples, min_time_slice=float("inf")
         )
-    return FIFOScheduler()
+    return FIFOScheduler()  # type: ignore[no-untyped-call]

@@ -31,6 +31,7 @@ def study_storage(out: str, kind: str = "journal") -> optuna.storages.BaseStorag
         RunError: The database cannot be reached.
     """
     import optuna
+    from optuna.storages.journal import JournalFileBackend, JournalStorage
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # below: a line for every parameter that is not always there
     if kind in ("journal", "sqlite"):
@@ -41,8 +42,7 @@ def study_storage(out: str, kind: str = "journal") -> optuna.storages.BaseStorag
                 hint="--study postgresql://USER@HOST/DATABASE (or mysql://), or a local --out",
             )
         if kind == "journal":
-            backend = optuna.storages.journal.JournalFileBackend(storage.join(out, JOURNAL))
-            return optuna.storages.JournalStorage(backend)
+            return JournalStorage(JournalFileBackend(storage.join(out, JOURNAL)))
         kind = f"sqlite:///{storage.join(out, SQLITE)}"
     if "://" not in kind:
         raise ConfigError([f"{kind!r} is neither journal, sqlite nor a database URL"], where="--study")
@@ -61,11 +61,12 @@ def open_study(sweep: Sweep, kept_in: optuna.storages.BaseStorage, name: str = S
     """The study ``name`` of a storage, made on first use; a grid's combinations then wait in it as trials."""
     import optuna
 
-    directions = ["maximize" if objective.mode == "max" else "minimize" for objective in sweep.objectives]
+    modes = optuna.study.StudyDirection
+    directions = [modes.MAXIMIZE if objective.mode == "max" else modes.MINIMIZE for objective in sweep.objectives]
     new = name not in optuna.study.get_all_study_names(kept_in)
     study = optuna.create_study(storage=kept_in, study_name=name, directions=directions, load_if_exists=True, sampler=sampler(sweep, 0))
     if new and sweep.search.algorithm == "grid":
-        for point in sweep.space.points():
+        for point in sweep.space.combinations():
             study.enqueue_trial(point)
     return study
 

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from cxr_ray import storage
 from cxr_ray.cluster import connected
 from cxr_ray.data.shards import open_dataset
-from cxr_ray.errors import RunError
+from cxr_ray.errors import ConfigError, RunError
 from cxr_ray.training import lease
 from cxr_ray.training.progress import TrainProgress
 from cxr_ray.training.run import describe_data
 from cxr_ray.tuning.conclude import Winner, conclude
+from cxr_ray.tuning.parameters import ChoiceParameter
 from cxr_ray.tuning.record import claim, describe
 from cxr_ray.tuning.report import write_report
 from cxr_ray.tuning.rows import TrialRow, best_row, rows_of
 from cxr_ray.tuning.search import search
 from cxr_ray.tuning.searcher import Told
+from cxr_ray.tuning.space import DATA
 from cxr_ray.tuning.study import open_study, study_storage
 from cxr_ray.tuning.sweep import Sweep, check_networks
 
@@ -42,7 +44,7 @@ def run_sweep(
     use_gpu: bool = False,
     fold: int | None = None,
     max_concurrent: int | None = None,
-    retrain: int = 0,
+    retrain: int | None = None,
     address: str | None = None,
     told: Told | None = None,
     report: Callable[[int, TrainProgress], None] | None = None,
@@ -59,7 +61,7 @@ def run_sweep(
         use_gpu: One GPU a worker.
         fold: Validate on this fold. None: partition ``val``.
         max_concurrent: Trials at a time. None: as many as the cluster has room for.
-        retrain: Seeds to train the winner with again.
+        retrain: Seeds to train the winner with again. None: as many as the sweep says.
         address: Ray cluster; see :func:`cxr_ray.cluster.connect`.
         told: Called after each epoch and each trial.
         report: Called with the seed after each epoch of a retraining.
@@ -96,14 +98,35 @@ def run_sweep(
             if best is None:
                 reasons = "".join(f"\n  - trial {row.number}: {row.reason or row.state}" for row in rows)
                 raise RunError(f"no trial came to its end:{reasons}")
-            winner = conclude(sweep, best, data, out, seeds=retrain, workers=workers, use_gpu=use_gpu, fold=fold, report=report)
+            winner = conclude(
+                sweep,
+                best,
+                data,
+                out,
+                seeds=sweep.retrain_seeds if retrain is None else retrain,
+                workers=workers,
+                use_gpu=use_gpu,
+                fold=fold,
+                report=report,
+            )
     return Swept(rows, best, winner)
 
 
 def check_data(sweep: Sweep, data: Mapping[str, str], fold: int | None) -> None:
-    """Make sure, before a cluster is joined, that every network can be built at the size of every DATASET.
+    """Make sure, before a cluster is joined, that every network can be built at the image size of every DATASET.
 
     Raises:
         ConfigError: One cannot, or the sweep chooses among other DATASETs than ``data`` names.
     """
-    check_networks(sweep, {name: describe_data(open_dataset(where), fold) for name, where in data.items()})
+    chosen = sweep.space.parameters.get(DATA)
+    names = {str(label) for label in chosen.labels} if isinstance(chosen, ChoiceParameter) else None
+    if names is not None and names != set(data):
+        wanted = " ".join(f"--data {name}=DATASET" for name in sorted(names))
+        raise ConfigError(
+            [f"{sweep.name} chooses among {', '.join(sorted(names))}; there are {', '.join(data)}"], where="--data", hint=wanted
+        )
+    if names is None and len(data) > 1:
+        raise ConfigError([f"{sweep.name} does not choose among DATASETs, and {len(data)} are given"], where="--data")
+    for location in data.values():
+        record = describe_data(open_dataset(location), fold)
+        check_networks(sweep, len(record.labels), (record.height, record.width))

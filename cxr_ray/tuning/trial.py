@@ -24,7 +24,7 @@ from cxr_ray.errors import CxrRayError, RunBusyError
 from cxr_ray.training.checkpoint import EpochRecord
 from cxr_ray.training.run import describe_data
 from cxr_ray.training.trainer import PLACEMENT_GROUP, RunResult, train
-from cxr_ray.tuning.costs import COSTS, costs
+from cxr_ray.tuning.costs import costs
 from cxr_ray.tuning.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -56,11 +56,11 @@ class Shared:
     plans: Plans
 
 
-class Report(TuneReportCallback):  # type: ignore[misc]
+class Report(TuneReportCallback):
     """Hands each epoch on to Ray Tune, with the network's costs, which do not change."""
 
     def __init__(self, constant: Mapping[str, float]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._constant = dict(constant)
 
     def after_report(self, run_context: TrainRunContext, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
@@ -96,12 +96,12 @@ def run_trial(config: Mapping[str, Any], shared: Shared) -> dict[str, Any]:
 def trainable(shared: Shared) -> type[FunctionTrainable]:
     """:func:`run_trial` as Ray Tune runs it, which ends a stopped trial's training with it.
 
-    Ray Tune only stops to listen. The controller of Ray Train would wait for ever to report its next epoch, and its workers would hold their
-    CPUs; and were the controller killed, their placement group would stay until the whole search is over.
+    Ray Tune only stops to listen. The controller of Ray Train would wait for ever to report its next epoch, and its workers would hold
+    their CPUs; and were the controller killed, their placement group would stay until the whole search is over.
     """
-    base: Any = wrap_function(tune.with_parameters(run_trial, shared=shared))  # type: ignore[no-untyped-call]
+    base: Any = wrap_function(tune.with_parameters(run_trial, shared=shared))
 
-    class Trial(base):  # type: ignore[misc]
+    class Trial(base):
         _controller: Any = None
         _group = ""
 
@@ -125,14 +125,14 @@ def trainable(shared: Shared) -> type[FunctionTrainable]:
 def free(group: str) -> None:
     """Remove the placement group with this id, if there is one, and with it the workers in it."""
     if group:
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))  # type: ignore[no-untyped-call]
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
 def _train(number: int, values: Mapping[str, Any], shared: Shared) -> dict[str, Any]:
     sweep = shared.sweep
     recipe, name = sweep.resolve(values), dataset_name(values, shared.data)
     record = describe_data(open_dataset(shared.data[name]), shared.fold)
-    constant = costs(recipe, record, [objective.metric for objective in sweep.objectives if objective.metric in COSTS])
+    constant = costs(recipe, record, [objective.metric for objective in sweep.objectives if objective.is_cost])
     callback = Report(constant)
     give_up = time.monotonic() + PATIENCE_SECONDS
     while True:
