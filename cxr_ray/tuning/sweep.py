@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -269,7 +270,7 @@ def _parameters(entries: Any, faults: list[str]) -> dict[str, Parameter]:
     if not isinstance(entries, Mapping) or not entries:
         faults.append("space: nothing varies; expected KEY: {type: float, int or choice, …}, such as training.optimizer.lr")
         return {}
-    read = {str(key): _attempt(faults, lambda key=key, entry=entry: parse_parameter(key, entry)) for key, entry in entries.items()}  # type: ignore[misc]
+    read = {str(key): _attempt(faults, functools.partial(parse_parameter, str(key), entry)) for key, entry in entries.items()}
     return {key: parameter for key, parameter in read.items() if parameter is not None}
 
 

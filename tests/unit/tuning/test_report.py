@@ -159,3 +159,33 @@ def test_what_is_written(done: tuple[Sweep, optuna.Study], tmp_path: Path) -> No
     assert recipe.name == "search-best"
     assert recipe.model_copy(update={"name": resolved.name, "description": resolved.description}) == resolved
     assert re.search(rf"Trial {best.number} of 10 of the search search: val_loss \d", recipe.description)
+
+
+def test_what_is_not_finite_and_what_optuna_doubts(load: Load) -> None:
+    sweep = load()
+    study = optuna.create_study()
+    for lr, kind, value in ((0.002, "lstm", 0.4), (0.003, "none", 0.5), (0.004, "none", 0.6)):
+        study.enqueue_trial({"training.optimizer.lr": lr, "model.rnn.kind": kind, "model.rnn.hidden_size": 16})
+        trial = study.ask()
+        sweep.space.suggest(trial)
+        trial.report(float("nan"), 0)
+        trial.report(value, 1)
+        study.tell(trial, value)
+    found = {picture.title.split(":")[0]: picture for picture in pictures(study, rows_of(study), sweep.objectives)}
+    curves = json.loads(found["Learning curves"].figure or "", parse_constant=pytest.fail)  # NaN is no JSON
+    assert curves["data"][0]["y"] == [None, 0.4]
+    doubted = "Some regimes for parameter `model.rnn.hidden_size` have less than 2 trials"
+    assert doubted in found["Importance of each parameter"].caption
+    assert doubted in render_page(sweep, study, rows_of(study))
+
+
+def test_the_recipe_of_the_winner_names_its_data(load: Load, tmp_path: Path) -> None:
+    sweep = load("recipe: demo\nspace:\n  data: {type: choice, options: [small, large]}\nsearch: {algorithm: grid}\n")
+    study = optuna.create_study()
+    for name, value in (("small", 0.5), ("large", 0.4)):
+        study.enqueue_trial({"data": name})
+        trial = study.ask()
+        assert sweep.space.suggest(trial) == {"data": name}
+        study.tell(trial, value)
+    write_report(str(tmp_path), sweep, study, rows_of(study))
+    assert "cxr-ray train --recipe best.yaml --data large --out RUN" in (tmp_path / "best.yaml").read_text()
