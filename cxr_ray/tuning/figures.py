@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cxr_ray.tuning.rows import TrialRow
 from cxr_ray.tuning.sweep import Objective
@@ -120,7 +120,11 @@ def _draw(study: optuna.Study, kind: _Kind, objective: Objective) -> Picture:
     title = f"{kind.title}: {objective.metric}"
     if reason := kind.lacks(study.get_trials(deepcopy=False)):
         return Picture(title, kind.caption, None, reason)
-    return Picture(title, kind.caption, _json(kind.plot(study, objective.metric)))
+    with warnings.catch_warnings(record=True) as said:  # what Optuna doubts, such as importances of few trials, belongs under the picture
+        warnings.simplefilter("always")
+        figure = kind.plot(study, objective.metric)
+    doubts = dict.fromkeys(str(warning.message) for warning in said)
+    return Picture(title, " ".join([kind.caption, *doubts]), _json(figure))
 
 
 def _front(study: optuna.Study, objectives: Sequence[Objective]) -> Picture:
@@ -153,10 +157,5 @@ def _view(study: optuna.Study, rows: Sequence[TrialRow], index: int, objective: 
 
 
 def _json(figure: Figure) -> str:
-    facts = figure.update_layout(template="plotly_white", title=None).to_plotly_json()
-    text = json.dumps(facts, default=_plain)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+    """As plotly writes it: what is not finite is null, and ``<``, ``>`` and ``/`` are escaped."""
+    return str(figure.update_layout(template="plotly_white", title=None).to_json())

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     import optuna
 
 PAGE, TABLE, BEST = "sweep.html", "trials.csv", "best.yaml"
+_STOPPING = {
+    "none": {"kind"},
+    "asha": {"kind", "grace_epochs", "reduction_factor", "brackets"},
+    "median": {"kind", "grace_epochs", "min_samples"},
+}
+"""The settings that each kind looks at."""
 
 
 def write_report(out: str, sweep: Sweep, study: optuna.Study, rows: Sequence[TrialRow], notes: Sequence[str] = ()) -> None:
@@ -86,18 +92,13 @@ def render_page(sweep: Sweep, study: optuna.Study, rows: Sequence[TrialRow], not
 def _settings(sweep: Sweep) -> dict[str, str]:
     """Name -> what the search was asked to do."""
     space = {key: _range(sweep, key) for key in sweep.space.parameters}
-    stopping = sweep.stopping.model_dump(
-        include={"none": set(), "asha": {"grace_epochs", "reduction_factor", "brackets"}}.get(
-            sweep.stopping.kind, {"grace_epochs", "min_samples"}
-        )
-    )
     return {
         "recipe": sweep.recipe.name,
         "fixed for all trials": in_words(sweep.set) or "nothing",
         **space,
         "objectives": ", ".join(f"{objective.metric} ({objective.mode})" for objective in sweep.objectives),
         "search": in_words(sweep.search.model_dump()),
-        "stopping": in_words({"kind": sweep.stopping.kind, **stopping}),
+        "stopping": in_words(sweep.stopping.model_dump(include=_STOPPING[sweep.stopping.kind])),
         "fingerprint": sweep.fingerprint(),
     }
 
@@ -110,13 +111,8 @@ def _range(sweep: Sweep, key: str) -> str:
     else:
         step = "" if parameter.step in (None, 1) else f" in steps of {parameter.step:g}"
         text = f"{parameter.low:g} … {parameter.high:g}{step}{', logarithmic' if parameter.log else ''}"
-    return text + (
-        f" (where {' and '.join(f'{other} is {_either(values)}' for other, values in parameter.when.items())})" if parameter.when else ""
-    )
-
-
-def _either(values: Sequence[Any]) -> str:
-    return " or ".join(map(str, values))
+    conditions = [f"{other} is {' or '.join(map(str, values))}" for other, values in parameter.when.items()]
+    return f"{text} (where {' and '.join(conditions)})" if conditions else text
 
 
 def _number(value: Any) -> str:

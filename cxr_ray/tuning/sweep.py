@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -87,8 +88,9 @@ class Sweep(Settings):
     """Dotted key -> value, for all trials."""
     space: Annotated[Space, SkipValidation]
     """In the file dotted key -> what it may be (:mod:`cxr_ray.tuning.parameters`)."""
-    objectives: tuple[Objective, ...] = Field(min_length=1, max_length=3)
-    """The first chooses the epoch, the winner and what is stopped; costs come after it. Default: the recipe's ``training.monitor``."""
+    objectives: tuple[Objective, ...]
+    """One to three. The first chooses the epoch, the winner and what is stopped; costs come after it. Default: the recipe's own
+    ``training.monitor``."""
     search: Search = Search()
     stopping: Stopping = Stopping()
     trials: int | None = Field(default=None, ge=1)
@@ -100,23 +102,27 @@ class Sweep(Settings):
     def _consistent(self) -> Self:
         faults = [*self._faults_of_objectives(), *self._faults_of_search()]
         if faults:
-            raise ValueError("; ".join(faults))
+            raise ConfigError(faults, where=self.name)  # each of them a line; a ValueError would be one
         return self
 
     def _faults_of_objectives(self) -> list[str]:
         metrics = [objective.metric for objective in self.objectives]
+        if not 1 <= len(metrics) <= 3:
+            return [f"objectives: expected one to three, got {len(metrics)}"]
         faults = []
         if self.objectives[0].is_cost:
-            faults.append(f"the first objective must be of validation, got {metrics[0]}; name val_macro_f1 or the like before it")
+            faults.append(f"objectives: the first must be of validation, got {metrics[0]}; name val_macro_f1 or the like before it")
         if any(metric in metrics[:place] for place, metric in enumerate(metrics)):
-            faults.append(f"an objective stands there twice: {', '.join(metrics)}")
+            faults.append(f"objectives: one stands there twice: {', '.join(metrics)}")
         monitor = nested(self.set).get("training", {}).get("monitor", "last")
         if monitor not in ("last", metrics[0]):
-            faults.append(f"set training.monitor {monitor}: the first objective, {metrics[0]}, chooses the epoch; set last for no choice")
+            faults.append(
+                f"set.training.monitor: {monitor}, but the first objective, {metrics[0]}, chooses the epoch; set last for no choice"
+            )
         if len(metrics) > 1 and self.stopping.kind != "none":
-            faults.append(f"stopping.kind {self.stopping.kind} compares one number; with several objectives use none")
+            faults.append(f"stopping.kind: {self.stopping.kind} compares one number; with several objectives use none")
         if len(metrics) > 1 and self.search.algorithm == "cmaes":
-            faults.append("search.algorithm cmaes knows one objective; use tpe, random or grid")
+            faults.append("search.algorithm: cmaes knows one objective; use tpe, random or grid")
         return faults
 
     def _faults_of_search(self) -> list[str]:
@@ -126,15 +132,15 @@ class Sweep(Settings):
         if self.trials is None and algorithm != "grid":
             faults.append(f"trials: how many? Only a grid ends by itself, and search.algorithm is {algorithm}")
         if learns and self.trials is not None and self.search.startup_trials >= self.trials:
-            faults.append(f"search.startup_trials {self.search.startup_trials} leaves nothing of {self.trials} trials to {algorithm}")
-        faults += [f"set {key}: is also searched" for key in parameters if has(nested(self.set), key)]
+            faults.append(f"search.startup_trials: {self.search.startup_trials} leaves nothing of {self.trials} trials to {algorithm}")
+        faults += [f"set.{key}: is also searched" for key in parameters if has(nested(self.set), key)]
         if algorithm == "cmaes" and parameters:
             choices = [key for key, parameter in parameters.items() if isinstance(parameter, ChoiceParameter)]
             if choices or self.space.conditional or len(parameters) < 2:
-                faults.append("search.algorithm cmaes needs two or more ranges without conditions or choices; use tpe")
+                faults.append("search.algorithm: cmaes needs two or more ranges without conditions or choices; use tpe")
         epochs = self.recipe.training.epochs
         if self.stopping.kind != "none" and "training.epochs" not in parameters and self.stopping.grace_epochs >= epochs:
-            faults.append(f"stopping.grace_epochs {self.stopping.grace_epochs} leaves nothing of {epochs} epochs to stop")
+            faults.append(f"stopping.grace_epochs: {self.stopping.grace_epochs} leaves nothing of {epochs} epochs to stop")
         return faults
 
     def resolve(self, values: Mapping[str, Any]) -> Recipe:
@@ -267,7 +273,7 @@ def _parameters(entries: Any, faults: list[str]) -> dict[str, Parameter]:
     if not isinstance(entries, Mapping) or not entries:
         faults.append("space: nothing varies; expected KEY: {type: float, int or choice, …}, such as training.optimizer.lr")
         return {}
-    read = {str(key): _attempt(faults, lambda key=key, entry=entry: parse_parameter(key, entry)) for key, entry in entries.items()}  # type: ignore[misc]
+    read = {str(key): _attempt(faults, functools.partial(parse_parameter, str(key), entry)) for key, entry in entries.items()}
     return {key: parameter for key, parameter in read.items() if parameter is not None}
 
 

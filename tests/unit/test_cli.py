@@ -99,7 +99,8 @@ def test_our_own_fault_is_exit_code_1(capsys: pytest.CaptureFixture[str], monkey
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # a folder without tune_configs
     assert cli.run(["validate", "--json"]) == 0
     said = capsys.readouterr()
     package = Path(cli.__file__).parents[1]
