@@ -126,11 +126,8 @@ class WandbTracker:
         self._run.finish(exit_code=0 if finished else 1)
 
 
-TRACKERS: Mapping[str, tuple[Callable[[Description, str | None], Tracker], str]] = {
-    "mlflow": (MlflowTracker, "mlflow"),
-    "wandb": (WandbTracker, "wandb"),
-}
-"""Name -> what opens it, and the module that must be there."""
+TRACKERS: dict[str, Callable[[Description, str | None], Tracker]] = {"mlflow": MlflowTracker, "wandb": WandbTracker}
+"""Name, which is that of the module too -> what opens a run: a new one, or the one that is known by its id."""
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -144,7 +141,7 @@ def check_trackers(names: Sequence[str]) -> None:
     unknown = [f"{name!r} is unknown; valid: {', '.join(TRACKERS)}" for name in names if name not in TRACKERS]
     if unknown:
         raise ConfigError(unknown, where="--track")
-    missing = [name for name in names if find_spec(TRACKERS[name][1]) is None]
+    missing = [name for name in names if find_spec(name) is None]
     if missing:
         faults = [f"{name}: its package is not installed" for name in missing]
         raise ConfigError(faults, where="--track", hint=f"pip install 'cxr-ray[{','.join(missing)}]'")
@@ -213,7 +210,7 @@ class _Tracking:
             assert told is not None
             there = self._known.get(name)
             try:
-                self._open[name] = TRACKERS[name][0](told, there["run"] if there else None)
+                self._open[name] = TRACKERS[name](told, there["run"] if there else None)
             except Exception as error:  # each library raises its own kinds
                 self.close(finished=False)
                 raise RunError(f"{name} cannot be opened: {error}", hint=f"train without --track {name}, or mend its settings") from error

@@ -99,12 +99,15 @@ def test_a_node_comes_and_goes(cluster: Any, tmp_path: Path, write_noise: Any) -
         return len(read_history(out))
 
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as driver:
-        wait_for(lambda: epochs() == 1, driver, "an epoch of one worker")
-        node = cluster.add_node(num_cpus=1, object_store_memory=150 << 20)
-        wait_for(lambda: epochs() == 3, driver, "two epochs of two workers")
-        cluster.remove_node(node, allow_graceful=False)
-        said = driver.communicate(timeout=120)[1]
-        assert driver.returncode == 0, said
+        try:
+            wait_for(lambda: epochs() == 1, driver, "an epoch of one worker")
+            node = cluster.add_node(num_cpus=1, object_store_memory=150 << 20)
+            wait_for(lambda: epochs() == 3, driver, "two epochs of two workers")
+            cluster.remove_node(node, allow_graceful=False)
+            said = driver.communicate(timeout=120)[1]
+            assert driver.returncode == 0, said
+        finally:
+            driver.kill()
     history = read_history(out)
     assert [record.epoch for record in history] == list(range(len(SIZES)))
     assert [record.workers for record in history] == list(SIZES)

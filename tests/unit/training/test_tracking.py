@@ -69,7 +69,7 @@ class Diary:
 @pytest.fixture
 def diary(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     Diary.told = []
-    monkeypatch.setitem(tracking.TRACKERS, "diary", (Diary, "json"))
+    monkeypatch.setitem(tracking.TRACKERS, "diary", Diary)
     return Diary.told
 
 
@@ -98,7 +98,7 @@ def test_a_tracker_that_fails_is_named_once_and_the_others_go_on(
             if record.epoch > 0:
                 raise ConnectionError("the server is gone")
 
-    monkeypatch.setitem(tracking.TRACKERS, "broken", (Broken, "json"))
+    monkeypatch.setitem(tracking.TRACKERS, "broken", Broken)
     train(run, ["broken", "diary"], 0, 4)
     assert caplog.text.count("the server is gone") == 1
     assert diary == [("open", None), ("open", None), 0, 1, 2, 3, "finished"]
@@ -109,7 +109,7 @@ def test_a_tracker_that_cannot_be_opened_stops_the_command(run: Run, diary: list
     def refuse(description: Description, known: str | None) -> Diary:
         raise PermissionError("no key")
 
-    monkeypatch.setitem(tracking.TRACKERS, "closed", (refuse, "json"))
+    monkeypatch.setitem(tracking.TRACKERS, "closed", refuse)
     with pytest.raises(RunError, match="closed cannot be opened: no key"), tracked(run, ["diary", "closed"]):
         raise AssertionError("not reached")
     assert diary == [("open", None), "interrupted"]
