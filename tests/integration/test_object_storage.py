@@ -100,7 +100,6 @@ def test_from_images_to_answers(endpoint: str, tmp_path: Path) -> None:
     assert finished["resumed_after"] is not None
     assert [record["epoch"] for record in finished["history"]] == list(range(EPOCHS))
     assert open_run(run).manifest.launches == 2
-    assert done(*train)["already_finished"]
 
     metrics = done("evaluate", run, "--data", dataset, "--out", at("report"), "--resamples", "100")
     assert storage.read_json(storage.join(at("report"), "metrics.json"))["n"] == metrics["n"] > 0
