@@ -3,8 +3,8 @@
     cxr-ray ingest DATA/kermany_train --out km --format kermany --size 64 --split 0.35,0.15,0.5
     python benchmarks/search.py --data km --work work/search --seeds 0 1 --figure docs/images/search.svg --json
 
-Both search ``benchmarks/search.yaml`` with the same seeds. Epochs are counted in the order in which they ended, over all trials; the score is the best
-``val_macro_f1`` so far. A killed run goes on with the same command. Prints one flat object.
+Both search ``benchmarks/search.yaml`` with the same seeds. Epochs are counted in the order in which they ended, over all trials; the score
+is the best ``val_macro_f1`` so far. A killed run goes on with the same command. Prints one flat object.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ _register()
 
 def run_inside(arguments: Sequence[str]) -> dict[str, Any]:
     """Run a command within another one; its mistakes are raised, its result is returned instead of printed."""
+    prepare_environment()
     with console.captured() as results:
         typer.main.get_command(app).main(args=list(arguments), prog_name="cxr-ray", standalone_mode=False)
     return results[-1] if results else {}
