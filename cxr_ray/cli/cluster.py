@@ -157,7 +157,7 @@ def _finish(address: str, record: JobRecord) -> None:
     """Say how the job ended and leave with its exit code."""
     if record.status == "FAILED" and not record.exit_code:  # its command never began, or the node under it died
         raise ClusterError(f"{record.id} failed: {record.message.strip()}", hint=f"cxr-ray jobs logs {record.id} --address {address}")
-    console.say(f"{record.id}: {record.status} after {_length(record)}")
+    console.say(f"{record.id}: {record.status} after {_length(record)}" + (f", exit code {record.exit_code}" if record.exit_code else ""))
     console.result({"job": record.id, "address": address, "status": record.status, "exit_code": record.exit_code})
     if record.status != "SUCCEEDED":
         raise typer.Exit(record.exit_code or 1)

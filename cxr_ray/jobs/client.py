@@ -19,6 +19,8 @@ from cxr_ray.jobs.request import JobRequest
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 POLL_SECONDS = 0.5
+MOST_NODES = 10_000
+"""Living and dead: Ray lists no more."""
 STOP_SECONDS = 20.0
 """So long ``stop`` waits for a job to end; Ray kills it after three."""
 UNITS = {"CPU": 1.0, "GPU": 1.0, "memory": 2.0**30}
@@ -73,7 +75,8 @@ class Jobs:
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # Ray lets this variable and RAY_ADDRESS override its argument
         from ray.job_submission import JobSubmissionClient
 
-        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+        for name in ("job.sdk", "dashboard_sdk"):  # each sets its own level when it is imported
+            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
         with self._explained():
             self._client: Any = JobSubmissionClient(self.address)
 
@@ -158,8 +161,8 @@ class Jobs:
         from ray.util.state import list_nodes
 
         with self._explained():
-            nodes = list_nodes(address=self.address, filters=[("state", "=", "ALIVE")], detail=True)
-        return [dict(node.resources_total) for node in nodes]
+            nodes = list_nodes(address=self.address, limit=MOST_NODES, detail=True)
+        return [dict(node.resources_total) for node in nodes if node.state == "ALIVE"]  # Ray's own filter fails once a node has died
 
     @contextlib.contextmanager
     def _explained(self, job: str | None = None) -> Iterator[None]:
@@ -170,7 +173,7 @@ class Jobs:
         try:
             yield
         except AuthenticationError as error:
-            what = "without a token" if "required" in str(error) else "with this token"
+            what = "with this token" if "Authentication failed" in str(error) else "without a token"
             raise ClusterError(f"{self.address} refuses us {what}", hint=_TOKEN_HINT) from error
         except (ConnectionError, requests.exceptions.RequestException) as error:
             hint = (

@@ -76,6 +76,7 @@ class Cluster:
         self.gcs, dashboard, client = free_ports(3)
         self.address = f"http://127.0.0.1:{dashboard}"
         self.nodes: list[str] = []
+        self.started: list[subprocess.Popen[bytes]] = []
         (folder / "token").write_text(TOKEN)
         (folder / "token").chmod(0o600)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -91,12 +92,14 @@ class Cluster:
         # a dead node is known to be dead after 5 s instead of 17: see docs/cluster.md
         health = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "5"}
         with (self.folder / f"{name}.log").open("w") as log:
-            subprocess.Popen(
-                [*command, f"--temp-dir={self.folder / name}"],
-                env=self.environment | health | {MARK: node, "RAY_AUTH_TOKEN_PATH": str(self.folder / "token")},
-                start_new_session=True,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+            self.started.append(
+                subprocess.Popen(
+                    [*command, f"--temp-dir={self.folder / name}"],
+                    env=self.environment | health | {MARK: node, "RAY_AUTH_TOKEN_PATH": str(self.folder / "token")},
+                    start_new_session=True,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
             )
 
     def answers(self) -> bool:
@@ -142,6 +145,8 @@ class Cluster:
     def end(self) -> None:
         for node in self.nodes:
             kill(list(processes_of(node)))
+        for process in self.started:
+            process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +200,9 @@ def epochs(run: Path) -> list[dict[str, Any]]:
 # --- jobs ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("token", "what"), [(None, "without a token"), (OTHER_TOKEN, "with this token")])
+@pytest.mark.parametrize(
+    ("token", "what"), [(None, "without a token"), (OTHER_TOKEN, "with this token")], ids=["no token", "another token"]
+)
 def test_without_the_clusters_token_a_job_is_refused(cluster: Cluster, token: str | None, what: str) -> None:
     done = cluster.run("submit", "--", "true", token=token)
     assert done.returncode == 2, done.stderr
