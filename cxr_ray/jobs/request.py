@@ -16,8 +16,8 @@ from cxr_ray.errors import ConfigError
 ARTEFACTS = ("dataset.json", "run.json", "bundle.json", "study.json")
 """A directory that holds one of these is data, not code: it stays here."""
 EXCLUDES = (".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", "*.egg-info")
-IMAGES_AND_WEIGHTS = ("*.dcm", "*.dicom", "*.png", "*.jpg", "*.jpeg", "*.parquet", "*.safetensors")
-"""Patients' images never travel with the code by accident; nor do the files that make a package large."""
+IMAGES_AND_WEIGHTS = ("dcm", "dicom", "png", "jpg", "jpeg", "parquet", "safetensors")
+"""Endings, in either case. Patients' images never travel with the code by accident; nor do the files that make a package large."""
 LOOK_DEPTH = 4
 """Directories below the working directory that are searched for artefacts."""
 PATH_OPTIONS = ("--data", "--out")
@@ -86,7 +86,8 @@ def parse_environment(pairs: Sequence[str], here: Mapping[str, str]) -> dict[str
 
 def excludes(working_dir: str) -> list[str]:
     """Patterns, as in ``.gitignore``, of what stays here: caches, images, weights and every artefact of ours."""
-    return [*EXCLUDES, *IMAGES_AND_WEIGHTS, *(f"/{path}" for path in _artefacts(Path(working_dir)))]
+    endings = ["*." + "".join(f"[{letter}{letter.upper()}]" for letter in ending) for ending in IMAGES_AND_WEIGHTS]
+    return [*EXCLUDES, *endings, *(f"/{path}" for path in _artefacts(Path(working_dir)))]
 
 
 def _artefacts(root: Path) -> Iterator[str]:

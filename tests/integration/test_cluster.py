@@ -117,6 +117,12 @@ class Cluster:
         """Of the nodes that live, as the cluster knows them."""
         return sum(node.get("CPU", 0.0) for node in self.client()._nodes())
 
+    def ended(self, job: str) -> Any:
+        """The record of a job when it is over."""
+        client = self.client()
+        wait_for(lambda: client.status(job).over, f"{job} to end", 180)
+        return client.status(job)
+
     def add_node(self) -> None:
         """Start a worker node of four logical CPUs and wait until the cluster knows it."""
         before = self.cpus()
@@ -268,7 +274,7 @@ def test_a_training_survives_the_death_of_its_node(
     wait_for(lambda: len(epochs(run)) > len(before), "the first epoch on the new node")
     seconds = time.monotonic() - there
     record_property("seconds_to_the_next_epoch", seconds)
-    record = two_nodes.client().follow("survives", lambda text: None)
+    record = two_nodes.ended("survives")
     assert record.exit_code == 0, two_nodes.client().logs("survives")
     history = epochs(run)
     assert [line["epoch"] for line in history] == list(range(12))
@@ -285,7 +291,7 @@ def test_with_no_node_left_a_training_ends_in_words(
     wait_for(lambda: epochs(run), "an epoch", 90)
     two_nodes.kill_raylet()
     dead = time.monotonic()
-    record = two_nodes.client().follow("ends", lambda text: None)
+    record = two_nodes.ended("ends")
     seconds = time.monotonic() - dead
     record_property("seconds_to_the_error", seconds)
     said = " ".join(two_nodes.client().logs("ends").split())
