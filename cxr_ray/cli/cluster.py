@@ -125,7 +125,7 @@ def logs(
 
     client = Jobs(address)
     if follow:
-        _finish(client.address, _follow(client, job, f"cxr-ray jobs logs {job} --follow"))
+        _finish(client.address, _follow(client, job, f"cxr-ray jobs logs {job} --follow --address {client.address}"))
         return
     _show(text := client.logs(job))
     console.result({"job": job, "logs": text})
@@ -149,7 +149,7 @@ def _follow(client: Jobs, job: str, again: str) -> JobRecord:
     try:
         return client.follow(job, _show)
     except KeyboardInterrupt:
-        console.say(f"\nleft alone: {job} goes on. To follow it: {again}; to end it: cxr-ray jobs stop {job}")
+        console.say(f"\nleft alone: {job} goes on. To follow it: {again}; to end it: cxr-ray jobs stop {job} --address {client.address}")
         raise typer.Exit(INTERRUPTED) from None
 
 

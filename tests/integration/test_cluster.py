@@ -90,7 +90,7 @@ class Cluster:
         self.nodes.append(node)
         command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--object-store-memory=200000000", *arguments]
         # a dead node is known to be dead after 5 s instead of 17: see docs/cluster.md
-        health = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "5"}
+        health = {"RAY_health_check_period_ms": "1000"}
         with (self.folder / f"{name}.log").open("w") as log:
             self.started.append(
                 subprocess.Popen(

@@ -51,17 +51,15 @@ class Variable(Strict):
     value_from: ValueFrom | None = None
 
 
-class Security(Strict):
-    """Of a container; what is not given here would be a right too many."""
-
-    allow_privilege_escalation: Literal[False]
-    capabilities: dict[Literal["drop"], list[Literal["ALL"]]]
-    read_only_root_filesystem: Literal[True]
-
-
 class AutoscalerSecurity(Strict):
     allow_privilege_escalation: Literal[False]
     capabilities: dict[Literal["drop"], list[Literal["ALL"]]]
+
+
+class Security(AutoscalerSecurity):
+    """Of a container of ours; what is not given here would be a right too many."""
+
+    read_only_root_filesystem: Literal[True]
 
 
 class SeccompProfile(Strict):
@@ -123,14 +121,10 @@ class EmptyDir(Strict):
     size_limit: str | None = None
 
 
-class Named(Strict):
-    name: str
-
-
 class Volume(Strict):
     name: str
     empty_dir: EmptyDir | None = None
-    config_map: Named | None = None
+    config_map: dict[Literal["name"], str] | None = None
 
 
 class Toleration(Strict):
@@ -179,13 +173,9 @@ class AutoscalerOptions(Strict):
     security_context: AutoscalerSecurity
 
 
-class RedisPassword(Strict):
-    value_from: ValueFrom
-
-
 class FaultTolerance(Strict):
     redis_address: str
-    redis_password: RedisPassword
+    redis_password: dict[Literal["valueFrom"], ValueFrom]
 
 
 class RayCluster(Strict):
@@ -229,14 +219,9 @@ class RayService(Document):
     spec: RayServiceSpec
 
 
-class Namespace(Document):
+class Bare(Document):
     api_version: Literal["v1"]
-    kind: Literal["Namespace"]
-
-
-class ServiceAccount(Document):
-    api_version: Literal["v1"]
-    kind: Literal["ServiceAccount"]
+    kind: Literal["Namespace", "ServiceAccount"]
 
 
 class ServicePort(Strict):
@@ -316,7 +301,7 @@ class NetworkPolicy(Document):
     spec: NetworkPolicySpec
 
 
-Manifest = RayJob | RayService | Namespace | ServiceAccount | Service | StatefulSet | NetworkPolicy
+Manifest = RayJob | RayService | Bare | Service | StatefulSet | NetworkPolicy
 MANIFEST: TypeAdapter[Manifest] = TypeAdapter(Annotated[Manifest, Field(discriminator="kind")])
 
 
