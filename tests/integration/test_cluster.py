@@ -266,7 +266,9 @@ def test_a_training_survives_the_death_of_its_node(
     assert job.returncode == 0, job.stderr
     wait_for(lambda: len(epochs(run)) >= 3, "three epochs", 90)
     two_nodes.kill_raylet()
+    dead = time.monotonic()
     wait_for(lambda: two_nodes.cpus() == 0, "the cluster to know that the node is dead")
+    record_property("seconds_to_know", time.monotonic() - dead)
     before = epochs(run)
     assert len(before) < 12, "it ended before its node died"
     two_nodes.add_node()
