@@ -298,6 +298,6 @@ def test_with_no_node_left_a_training_ends_in_words(
     record_property("seconds_to_the_error", seconds)
     said = " ".join(two_nodes.client().logs("ends").split())
     assert record.exit_code == 2, said
-    assert "error: Ray could not run the workers" in said
+    assert "error: Ray could not run the workers: no node has room for them" in said
     assert "the same command goes on where it stopped" in said
     assert seconds <= ERROR_SECONDS
