@@ -6,6 +6,7 @@ Ray is imported inside the functions, never on import: most commands do without 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -22,6 +23,9 @@ RAY_ENVIRONMENT: Mapping[str, str] = {
     "RAY_DATA_USE_DATASOURCE_V2": "0",
     # The controller polls its workers every 2 s by default: 8 s of a short run on a laptop.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Workers that find no room are tried four times so long: with no node left a run ends in words after 80 s, not 4 minutes.
+    # A node that joins within that time is used at once. A cluster that grows on demand needs more: deploy/ and cluster.yaml set it.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Two lines an execution on the user's terminal, and a warning that bars are off; errors still come through.
@@ -33,6 +37,9 @@ RAY_ENVIRONMENT: Mapping[str, str] = {
     "NO_ALBUMENTATIONS_UPDATE": "1",
 }
 """Set in this process and in every Ray worker, unless the user has set them."""
+
+CLUSTER_LIMIT = "CXR_RAY_CLUSTER_LIMIT"
+"""Environment variable that says what a cluster may grow to, such as ``CPU=64,GPU=8``: Ray tells nobody."""
 
 LEAST_LOGICAL_CPUS = 4
 """A laptop's cluster offers at least so many logical CPUs: training and reading must be scheduled side by side."""
@@ -65,7 +72,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, object_s
     address = address or os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if address and address != "local":
-        environment = {name: os.environ[name] for name in RAY_ENVIRONMENT}
+        environment = {name: os.environ[name] for name in RAY_ENVIRONMENT if name not in _environment_of_job()}
         try:
             ray.init(address=address, runtime_env={"env_vars": environment}, **common)
         except Exception as error:  # Ray raises many kinds here; each means the same to the user
@@ -99,6 +106,12 @@ def connected(address: str | None = None, *, num_cpus: int | None = None) -> Ite
             ray.shutdown()
 
 
+def _environment_of_job() -> Mapping[str, str]:
+    """Variables of the Ray job that this process runs in: Ray refuses a driver that names one of them again."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    return (job.get("runtime_env") or {}).get("env_vars") or {}
+
+
 def _make_token_private() -> None:
     """Ray would write its token readable to all; write it, or narrow it, ourselves."""
     if os.environ.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
@@ -114,10 +127,24 @@ def _make_token_private() -> None:
 
 
 def resources() -> dict[str, float]:
-    """All that the joined cluster has: ``CPU``, ``GPU``, ``memory`` and so on, in Ray's units."""
+    """All that the joined cluster has or, by :data:`CLUSTER_LIMIT`, may grow to: ``CPU``, ``GPU``, ``memory`` …, in Ray's units.
+
+    Raises:
+        ClusterError: The limit is not written as ``NAME=NUMBER,…``.
+    """
     import ray
 
-    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+    there = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+    return there | {name: max(most, there.get(name, 0.0)) for name, most in _limit().items()}
+
+
+def _limit() -> dict[str, float]:
+    text = os.environ.get(CLUSTER_LIMIT, "")
+    try:
+        pairs = [part.split("=") for part in text.split(",") if part]
+        return {name.strip(): float(number) for name, number in pairs}
+    except ValueError:
+        raise ClusterError(f"{CLUSTER_LIMIT}={text!r} says nothing", hint=f"{CLUSTER_LIMIT}=CPU=64,GPU=8") from None
 
 
 def require(cpus: float, gpus: float, *, what: str) -> None:

@@ -28,9 +28,9 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from cxr_ray.cli import data, demo, inspect, models, reproduce, select, service, synthesis, train, tune
+    from cxr_ray.cli import cluster, data, demo, inspect, models, reproduce, select, service, synthesis, train, tune
 
-    for module in (demo, data, synthesis, train, tune, select, models, reproduce, service, inspect):
+    for module in (demo, data, synthesis, train, tune, select, models, reproduce, service, cluster, inspect):
         module.register(app)
 
 
@@ -59,7 +59,8 @@ def run(arguments: list[str]) -> int:
     Returns:
         0, 1 or 2 (module docstring), or 130 after Ctrl-C.
     """
-    console.reset(json="--json" in arguments, debug="--debug" in arguments)
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments  # what follows is another command's
+    console.reset(json="--json" in own, debug="--debug" in own)
     prepare_environment()
     try:
         with console.stdout_for_result():

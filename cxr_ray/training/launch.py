@@ -119,8 +119,10 @@ def _explained(error: Exception, out: str, restarts: int = MAX_FAILURES) -> CxrR
     from ray.train import ControllerError
 
     if isinstance(error, ControllerError):
+        failure = error.controller_failure
+        why = "no node has room for them" if "StartupTimeout" in type(failure).__name__ else _brief(failure)
         return ClusterError(
-            f"Ray could not run the workers: {_brief(error.controller_failure)}",
+            f"Ray could not run the workers: {why}",
             hint="`ray status` shows what the cluster has free; the same command goes on where it stopped",
         )
     failures = dict(getattr(error, "worker_failures", {}))
