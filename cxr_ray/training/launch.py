@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,8 +32,6 @@ MAX_LOSSES = 20
 SPARE_CPUS = 1.0
 """Logical CPUs that workers leave to others (Ray Data, a trial of a search) where the cluster has more."""
 LEAST_CPUS_A_WORKER = 0.1
-START_SECONDS = 30
-"""An elastic training that lost a node tries so long to start workers there before it counts the nodes anew; Ray's default is 60."""
 
 
 def launch(
@@ -67,8 +64,6 @@ def launch(
     workers = Workers.of(workers)
     cpus = cpus_a_worker(workers, use_gpu)
     failures = MAX_LOSSES if workers.elastic else MAX_FAILURES
-    if workers.elastic:
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_SECONDS))
     ray_storage = storage.join(out, RAY)
     storage.remove(ray_storage)  # of earlier launches, which are over: we hold the lease
     trainer = trainer_class(

@@ -18,7 +18,7 @@ from cxr_ray.training.progress import read_history
 from cxr_ray.training.trainer import PLACEMENT_GROUP
 from cxr_ray.tuning.study import STUDY_NAME, sampler
 from cxr_ray.tuning.sweep import Sweep
-from cxr_ray.tuning.trial import EPOCHS, FINAL, REASON, epoch_values, free, location
+from cxr_ray.tuning.trial import EPOCHS, FINAL, REASON, epoch_values, folder, free, location
 
 EPOCH_LOG = "epochs.jsonl"
 """A line an epoch of any trial, in the order they came: ``{"trial", "epochs", "value", "time"}``. Calls after a kill append to it."""
@@ -106,7 +106,7 @@ class StudySearch(OptunaSearch):
         self._began[trial.number] = time.monotonic()
         self._epochs[trial.number] = self._sweep.resolve(values).training.epochs
         run = location(self._out, trial.number)
-        trial.set_user_attr("run", run.removeprefix(self._out).lstrip("/"))
+        trial.set_user_attr("run", folder(trial.number))
         self._keep(trial, dict(enumerate(epoch_values(self._sweep, read_history(run)))))  # what a killed driver did not hear of
         return {"number": trial.number, "values": values}
 

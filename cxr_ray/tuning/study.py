@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from cxr_ray.tuning.sweep import Sweep
 
-JOURNAL, SQLITE = "study.journal", "study.db"
+SQLITE = "study.db"
 STUDY_NAME = "sweep"
 MISSING = {"psycopg2": "psycopg2-binary", "pymysql": "PyMySQL", "MySQLdb": "mysqlclient"}
 
@@ -23,26 +23,26 @@ def study_storage(out: str, kind: str = "journal") -> optuna.storages.BaseStorag
 
     Args:
         out: The sweep's directory.
-        kind: ``journal`` (a file that only grows; safe on a network file system), ``sqlite``, or a database URL such as
-            ``postgresql://user@host/studies``.
+        kind: ``journal`` (a file that only grows; on an object store, many small ones), ``sqlite`` (a local file), or a database URL such
+            as ``postgresql://user@host/studies``.
 
     Raises:
-        ConfigError: ``kind`` is none of these, or a file on an object store.
+        ConfigError: ``kind`` is none of these, or SQLite on an object store.
         RunError: The database cannot be reached.
     """
     import optuna
     from optuna.storages.journal import JournalFileBackend, JournalStorage
 
+    from cxr_ray.tuning.journal import WHOLE, ObjectStoreJournal
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # below: a line for every parameter that is not always there
-    if kind in ("journal", "sqlite"):
+    if kind == "journal":
+        return JournalStorage(ObjectStoreJournal(out) if storage.is_uri(out) else JournalFileBackend(storage.join(out, WHOLE)))
+    if kind == "sqlite":
         if storage.is_uri(out):
             raise ConfigError(
-                [f"a study of kind {kind!r} is a local file, and --out is {out}"],
-                where="--study",
-                hint="--study postgresql://USER@HOST/DATABASE (or mysql://), or a local --out",
+                [f"SQLite needs a local file, and --out is {out}"], where="--study", hint="--study journal, or a database URL"
             )
-        if kind == "journal":
-            return JournalStorage(JournalFileBackend(storage.join(out, JOURNAL)))
         kind = f"sqlite:///{storage.join(out, SQLITE)}"
     if "://" not in kind:
         raise ConfigError([f"{kind!r} is neither journal, sqlite nor a database URL"], where="--study")

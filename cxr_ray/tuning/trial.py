@@ -70,9 +70,14 @@ class Report(TuneReportCallback):
         super().after_report(run_context, [told], checkpoint)
 
 
+def folder(number: int) -> str:
+    """The RUN of a trial, seen from the sweep's directory."""
+    return f"{TRIALS}/{number:04d}"
+
+
 def location(out: str, number: int) -> str:
     """The RUN of a trial."""
-    return storage.join(out, TRIALS, f"{number:04d}")
+    return storage.join(out, folder(number))
 
 
 def run_trial(config: Mapping[str, Any], shared: Shared) -> dict[str, Any]:

@@ -26,7 +26,7 @@ server = pytest.importorskip("moto.server")
 ROOT = Path(__file__).parents[2]
 BUCKET = "xrays"
 EPOCHS = 6
-SECONDS = 120
+SECONDS = 240
 """For what a command may take."""
 
 
@@ -78,7 +78,7 @@ def kill_after_an_epoch(process: subprocess.Popen[str], run: str) -> None:
     process.communicate()
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_from_images_to_answers(endpoint: str, tmp_path: Path) -> None:
     def at(name: str) -> str:
         return f"s3://{BUCKET}/{name}?endpoint_override={endpoint}"
@@ -113,3 +113,21 @@ def test_from_images_to_answers(endpoint: str, tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(storage.read_bytes(at("answers.csv")).decode())))
     assert len(rows) == answers["scored"] + answers["refused"]
     assert answers["scored"] >= 36
+
+
+@pytest.mark.timeout(600)
+def test_a_sweep_and_its_study(endpoint: str, tmp_path: Path) -> None:
+    """The study lies beside the trials, and a second call finds every trial in it."""
+    done("phantoms", "--out", str(tmp_path / "images"), "--count", "24")
+    done("ingest", str(tmp_path / "images"), "--out", str(tmp_path / "dataset"), "--size", "32")
+    sweep = tmp_path / "sweep.yaml"
+    space = "{training.optimizer.lr: {type: choice, options: [0.001, 0.01]}}"
+    sweep.write_text(f"recipe: demo\nset: {{training.epochs: 1}}\nspace: {space}\nsearch: {{algorithm: grid}}\n")
+    tune = ("tune", str(sweep), "--data", str(tmp_path / "dataset"), "--out", f"s3://{BUCKET}/sweep", "--resume")
+    first = done(*tune, endpoint=endpoint)
+    assert (first["trials"], first["complete"], first["epochs"]) == (2, 2, 2)
+    there = f"s3://{BUCKET}/sweep?endpoint_override={endpoint}"
+    for name in ("sweep.html", "trials.csv", "best.yaml", "bundle/bundle.json", "trials/0001/run.json"):
+        assert storage.exists(storage.join(there, name)), name
+    assert done(*tune, endpoint=endpoint) == first
+    assert open_run(storage.join(there, "trials", "0000")).manifest.launches == 1

@@ -19,8 +19,9 @@ import yaml
 from cxr_ray.cli import run_inside
 from cxr_ray.errors import ClusterError, ConfigError, RunError
 from cxr_ray.training.run import open_run
+from cxr_ray.tuning.journal import WHOLE
 from cxr_ray.tuning.rows import rows_of
-from cxr_ray.tuning.study import JOURNAL, STUDY_NAME, study_storage
+from cxr_ray.tuning.study import STUDY_NAME, study_storage
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
 
@@ -67,7 +68,7 @@ def live_groups() -> list[dict[str, Any]]:
 
 
 def trials_of(out: Path) -> list[optuna.trial.FrozenTrial]:
-    if not (out / JOURNAL).exists():
+    if not (out / WHOLE).exists():
         return []
     try:
         return optuna.load_study(study_name=STUDY_NAME, storage=study_storage(str(out))).get_trials()
