@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -53,6 +54,7 @@ def wait_for(service: subprocess.Popen[str], url: str, seconds: float = 120) -> 
 def line(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[dict[str, Any]]:
     """Run every command; the service stays up until the tests are done."""
     folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "tune_configs", folder / "tune_configs")  # a user stands in the checkout
     service: subprocess.Popen[str] | None = None
     said: dict[str, str] = {}
     try:
@@ -82,7 +84,7 @@ def line(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) 
 
 def test_the_readme_has_its_commands() -> None:
     named = {line.split()[1] for line in commands() if line.startswith("cxr-ray")}
-    assert {"phantoms", "ingest", "train", "evaluate", "export", "serve", "predict", "doctor", "recipes", "validate"} <= named
+    assert {"phantoms", "ingest", "train", "evaluate", "export", "serve", "predict", "doctor", "recipes", "validate", "tune"} <= named
     assert {"make demo", "make test"} <= {line.partition("  #")[0].strip() for block in shell_blocks() for line in block.splitlines()}
 
 
@@ -107,6 +109,13 @@ def test_the_tree_is_the_tree() -> None:
         for name in names[2].split():
             if name.endswith("/") or name.endswith(".py"):
                 assert (base / name).exists(), row
+
+
+def test_the_sweep_leaves_a_bundle_and_its_page(line: dict[str, Any]) -> None:
+    sweep = line["folder"] / "sweep"
+    assert (sweep / "bundle" / "bundle.json").exists()
+    assert len(list((sweep / "trials").iterdir())) == len((sweep / "trials.csv").read_text().splitlines()) - 1 == 6
+    assert "http" not in re.sub(r"<script.*?</script>", "", (sweep / "sweep.html").read_text(), flags=re.DOTALL)
 
 
 def test_metrics_follow_the_contract(line: dict[str, Any]) -> None:
