@@ -10,7 +10,7 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +146,7 @@ def _brief(error: BaseException) -> str:
 def cpus_a_worker(workers: Workers, use_gpu: bool) -> float:
     """Logical CPUs of each worker: one, or what the cluster has left beside reading.
 
-    Elastic workers take one each, whatever there is now: what is too few for the least of them may still come.
+    Elastic workers take one each; the least of them must fit what the cluster has or may grow to (:func:`cxr_ray.cluster.resources`).
 
     Raises:
         ClusterError: The cluster could never run so many workers.
@@ -154,14 +154,8 @@ def cpus_a_worker(workers: Workers, use_gpu: bool) -> float:
     there = resources()
     what = f"training with {workers} worker{'s' if workers.most > 1 else ''}{' on GPUs' if use_gpu else ''}"
     if workers.elastic:
-        _say_what_is_awaited({"CPU": workers.least, "GPU": workers.least if use_gpu else 0}, there, what)
+        require(workers.least, workers.least if use_gpu else 0, what=what)
         return 1.0
     each = max(LEAST_CPUS_A_WORKER, min(1.0, math.floor((there.get("CPU", 0.0) - SPARE_CPUS) / workers.most * 100) / 100))
     require(each * workers.most, float(workers.most if use_gpu else 0), what=what)
     return each
-
-
-def _say_what_is_awaited(needed: Mapping[str, int], there: Mapping[str, float], what: str) -> None:
-    lacking = [f"{count} {name} (there are {there.get(name, 0):g})" for name, count in needed.items() if count > there.get(name, 0)]
-    if lacking:
-        logger.warning("%s waits for %s; Ctrl-C ends it", what, " and ".join(lacking))
