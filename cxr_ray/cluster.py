@@ -27,6 +27,8 @@ RAY_ENVIRONMENT: Mapping[str, str] = {
     # A node that joins within that time is used at once. A cluster that grows on demand needs more: deploy/ and cluster.yaml set it.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_TRAIN_V2_ENABLED": "1",
+    # A process a training that warns workers of a node about to go. Ours write a checkpoint an epoch, warned or not.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Two lines an execution on the user's terminal, and a warning that bars are off; errors still come through.
     "RAY_DATA_LOG_LEVEL": "ERROR",
