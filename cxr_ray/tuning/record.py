@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from cxr_ray import storage
 from cxr_ray.data.shards import open_dataset
 from cxr_ray.errors import RunError
+from cxr_ray.training import lease
 from cxr_ray.training.run import RUN, differences, versions
 from cxr_ray.tuning.sweep import Sweep
 
@@ -38,16 +40,17 @@ def describe(sweep: Sweep, data: Mapping[str, str], fold: int | None) -> SweepRe
     return SweepRecord(json.loads(json.dumps(sweep.identity())), fingerprints, fold)
 
 
-def claim(out: str, record: SweepRecord, *, resume: bool) -> bool:
+def claim(out: str, name: str, record: SweepRecord, *, resume: bool) -> str:
     """Take the directory for this sweep; the caller holds its lease.
 
     Args:
         out: The sweep's directory.
+        name: Of the sweep.
         record: Of this call.
         resume: Whether to go on with a sweep that is there.
 
     Returns:
-        Whether one was there.
+        Name of its study, the same in every call: a database may hold those of many sweeps.
 
     Raises:
         RunError: Another sweep is there, or this one and ``resume`` was not asked for, or something else is.
@@ -55,17 +58,21 @@ def claim(out: str, record: SweepRecord, *, resume: bool) -> bool:
     location = storage.join(out, SWEEP)
     if storage.exists(storage.join(out, RUN)):
         raise RunError(f"{out} is a RUN, not a sweep", hint="another --out")
+    study = f"{name}-{uuid.uuid4().hex[:8]}"
     there = storage.exists(location)
+    if not there and set(storage.list_files(out, recursive=False)) - {lease.LEASE, lease.LOCK}:
+        raise RunError(f"{out} holds other files than a sweep's; it is left alone", hint="another --out")
     if there:
         if not resume:
             raise RunError(f"{out} holds a sweep already", hint="--resume to go on with it, or another --out")
         written = storage.read_json(location)
         if written.get("schema") != SCHEMA:
             raise RunError(f"{location} has schema {written.get('schema')!r}, expected {SCHEMA!r}")
+        study = written["study"]
         was = SweepRecord(written["sweep"], written["data"], written["fold"])
         changed = differences(was.identity(), record.identity())
         if changed:
             raise RunError(f"{out} holds another sweep:" + "".join(f"\n  - {line}" for line in changed), hint="another --out")
-    facts = {"schema": SCHEMA, **record.identity(), "versions": versions()}
+    facts = {"schema": SCHEMA, "study": study, **record.identity(), "versions": versions()}
     storage.write_json(location, facts)
-    return there
+    return study

@@ -24,7 +24,6 @@ from cxr_ray.training.trainer import plan_feeds
 from cxr_ray.tuning.room import TRIAL_CPUS, room
 from cxr_ray.tuning.searcher import StudySearch, Told
 from cxr_ray.tuning.stopping import scheduler
-from cxr_ray.tuning.study import open_study
 from cxr_ray.tuning.sweep import Sweep
 from cxr_ray.tuning.trial import Plans, Shared, trainable
 
@@ -40,6 +39,7 @@ def search(
     sweep: Sweep,
     data: Mapping[str, str],
     out: str,
+    study: optuna.Study,
     kept_in: optuna.storages.BaseStorage,
     *,
     workers: int = 1,
@@ -47,14 +47,15 @@ def search(
     fold: int | None = None,
     max_concurrent: int | None = None,
     told: Told | None = None,
-) -> optuna.Study:
+) -> None:
     """Run the trials that the study still lacks; Ray must be connected, and the caller holds the lease of ``out``.
 
     Args:
         sweep: What to search.
         data: Name -> DATASET.
         out: The sweep's directory, on storage that all nodes share.
-        kept_in: Storage of the study.
+        study: The sweep's; what it lacks is run.
+        kept_in: Its storage.
         workers: Training processes of each trial.
         use_gpu: One GPU a worker.
         fold: Validate on this fold. None: partition ``val``.
@@ -65,11 +66,10 @@ def search(
         ClusterError: The cluster could never run a trial.
         RunError: Interrupted before all trials had ended.
     """
-    study = open_study(sweep, kept_in)
     past = study.get_trials(deepcopy=False)
     missing = _missing(sweep, study)
     if missing <= 0:
-        return study
+        return
     at_a_time = room(missing, workers=workers, use_gpu=use_gpu, wanted=max_concurrent)
     shared = Shared(sweep, dict(data), out, workers, use_gpu, fold, math.ceil(at_a_time / nodes()), _plans(sweep, data, fold))
     left = [trial for trial in past if trial.state == TrialState.RUNNING]
@@ -91,7 +91,6 @@ def search(
     unfinished = _missing(sweep, study)
     if unfinished > 0:
         raise RunError(f"interrupted: {unfinished} of {sweep.planned} trials have not ended", hint="the same command with --resume")
-    return study
 
 
 def _missing(sweep: Sweep, study: optuna.Study) -> int:

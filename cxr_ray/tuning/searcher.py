@@ -16,7 +16,7 @@ from ray.tune.search.optuna import OptunaSearch
 from cxr_ray import storage
 from cxr_ray.training.progress import read_history
 from cxr_ray.training.trainer import PLACEMENT_GROUP
-from cxr_ray.tuning.study import STUDY_NAME, sampler
+from cxr_ray.tuning.study import sampler
 from cxr_ray.tuning.sweep import Sweep
 from cxr_ray.tuning.trial import EPOCHS, FINAL, REASON, epoch_values, folder, free, location
 
@@ -82,7 +82,7 @@ class StudySearch(OptunaSearch):
             metric=self._metrics if several else self._metrics[0],
             mode=modes if several else modes[0],
             storage=kept_in,
-            study_name=STUDY_NAME,
+            study_name=study.study_name,
             sampler=sampler(sweep, 0),
         )
         self._sweep, self._study, self._out, self._told, self._several = sweep, study, out, told, several

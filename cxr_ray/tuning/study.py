@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from cxr_ray.tuning.sweep import Sweep
 
 SQLITE = "study.db"
-STUDY_NAME = "sweep"
-MISSING = {"psycopg2": "psycopg2-binary", "pymysql": "PyMySQL", "MySQLdb": "mysqlclient"}
+DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "mysqlclient"}
+"""Packages without which SQLAlchemy does not open such a URL."""
 
 
 def study_storage(out: str, kind: str = "journal") -> optuna.storages.BaseStorage:
@@ -48,16 +48,17 @@ def study_storage(out: str, kind: str = "journal") -> optuna.storages.BaseStorag
         raise ConfigError([f"{kind!r} is neither journal, sqlite nor a database URL"], where="--study")
     try:
         return optuna.storages.RDBStorage(kind, engine_kwargs={"pool_pre_ping": True})
-    except ImportError as error:
-        package = MISSING.get(error.name or "", error.name)
-        raise ConfigError([f"a database driver is missing: {error.name}"], where="--study", hint=f"pip install {package}") from None
+    except ImportError:
+        scheme = kind.partition(":")[0]
+        hint = f"pip install {DRIVERS[scheme]}" if scheme in DRIVERS else None
+        raise ConfigError([f"the driver of {scheme} databases is not installed"], where="--study", hint=hint) from None
     except Exception as error:  # SQLAlchemy raises many kinds; their text may hold the password
         raise RunError(
             f"the study's database cannot be opened: {type(error).__name__}", hint="check host, name and rights in --study"
         ) from None
 
 
-def open_study(sweep: Sweep, kept_in: optuna.storages.BaseStorage, name: str = STUDY_NAME) -> optuna.Study:
+def open_study(sweep: Sweep, kept_in: optuna.storages.BaseStorage, name: str) -> optuna.Study:
     """The study ``name`` of a storage, made on first use; a grid's combinations then wait in it as trials."""
     import optuna
 

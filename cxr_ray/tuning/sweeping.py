@@ -73,14 +73,16 @@ def run_sweep(
     record = describe(sweep, data, fold)
     check_data(sweep, data, fold)
     with lease.hold(out):
-        claim(out, record, resume=resume)
+        name = claim(out, sweep.name, record, resume=resume)
         kept_in = study_storage(out, study)
+        found = open_study(sweep, kept_in, name)
         with connected(address):
             try:
-                found = search(
+                search(
                     sweep,
                     {name: storage.absolute(where) for name, where in data.items()},
                     out,
+                    found,
                     kept_in,
                     workers=workers,
                     use_gpu=use_gpu,
@@ -89,8 +91,7 @@ def run_sweep(
                     told=told,
                 )
             except RunError:
-                interrupted = open_study(sweep, kept_in)
-                write_report(out, sweep, interrupted, rows_of(interrupted), ["The search was interrupted; --resume goes on with it."])
+                write_report(out, sweep, found, rows_of(found), ["The search was interrupted; --resume goes on with it."])
                 raise
             rows = tuple(rows_of(found))
             best = best_row(rows, sweep.objectives)
