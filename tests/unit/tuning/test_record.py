@@ -32,6 +32,6 @@ def test_what_differs_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["run.json", "holiday.txt"])
 def test_a_directory_of_something_else_is_left_alone(tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_text("{}")
-    with pytest.raises(RunError, match="not a sweep|left alone"):
+    with pytest.raises(RunError, match=r"not a sweep|left alone"):
         claim(str(tmp_path), "lr", RECORD, resume=True)
     assert [path.name for path in tmp_path.iterdir()] == [file]
