@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from cxr_ray.evaluation.figures import label_curves, learning_curves, to_png_uri
 from cxr_ray.labels import LabelSet
+from cxr_ray.page import template
 
 SAMPLES_A_KIND = 6
 
@@ -116,17 +115,8 @@ def render_report(
     Returns:
         HTML without any external reference.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["figure"] = _figure
-    environment.filters["png"] = to_png_uri
     curves = {name: Markup(svg) for name, svg in label_curves(probabilities, targets, labels).items()}
-    return environment.get_template("report.html").render(
+    return template(__file__, "report.html", figure=_figure, png=to_png_uri).render(
         title=title,
         metrics=metrics,
         multiclass=labels.task == "multiclass",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
 from cxr_ray.config import Claim
+from cxr_ray.page import template
 from cxr_ray.reproduction.plan import NotRun
 
 NOTHING = "–"
@@ -218,12 +217,4 @@ def _code(text: str) -> Markup:
 
 def html(title: str, notes: Sequence[str], found: Sequence[Section]) -> str:
     """The page as one HTML file that needs no network."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=select_autoescape(),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["code"] = _code
-    return environment.get_template("table.html").render(title=title, notes=notes, sections=found)
+    return template(__file__, "table.html", code=_code).render(title=title, notes=notes, sections=found)

@@ -8,16 +8,15 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from cxr_ray import storage
+from cxr_ray.page import template
 from cxr_ray.synthesis.gan import GanRecord
 from cxr_ray.synthesis.memorisation import Memorisation, Nearness
 from cxr_ray.synthesis.rare import Images, tile
@@ -77,14 +76,7 @@ def beside_nearest(made: Images, real: Images, nearness: Nearness, rows: Sequenc
 
 
 def _render(title: str, facts: Mapping[str, Any], pictures: Mapping[str, str], history: Sequence[GanRecord]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(title=title, facts=facts, pictures=pictures, losses=Markup(_losses(history)))
+    return template(__file__, "report.html").render(title=title, facts=facts, pictures=pictures, losses=Markup(_losses(history)))
 
 
 def _losses(history: Sequence[GanRecord]) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from cxr_ray import storage
+from cxr_ray.page import template
 from cxr_ray.tuning.figures import pictures
 from cxr_ray.tuning.rows import TrialRow, best_row, pareto_front, table_csv
 from cxr_ray.tuning.space import DATA
@@ -63,17 +62,7 @@ def render_page(sweep: Sweep, study: optuna.Study, rows: Sequence[TrialRow], not
     """The whole page: HTML without any external reference, plotly.js in it once."""
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = _number
-    environment.filters["duration"] = _duration
-    environment.filters["words"] = in_words
-    return environment.get_template("sweep.html").render(
+    return template(__file__, "sweep.html", number=_number, duration=_duration, words=in_words).render(
         sweep=sweep,
         settings=_settings(sweep),
         rows=rows,

@@ -17,9 +17,10 @@ ALLOWED: dict[str, set[str]] = {
     "storage": {"errors"},
     "cluster": {"errors"},
     "cpu": set(),
+    "page": set(),
     "imaging": {"errors", "labels", "settings", "storage"},
 }
-_BASE = {"errors", "labels", "settings", "config", "storage", "cluster", "cpu", "imaging"}
+_BASE = {"errors", "labels", "settings", "config", "storage", "cluster", "cpu", "page", "imaging"}
 ALLOWED |= {
     "data": _BASE,
     "models": _BASE,
