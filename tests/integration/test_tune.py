@@ -67,11 +67,15 @@ def live_groups() -> list[dict[str, Any]]:
     return [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
 
 
+def study_of(out: Path) -> optuna.Study:
+    return optuna.load_study(study_name=None, storage=study_storage(str(out)))
+
+
 def trials_of(out: Path) -> list[optuna.trial.FrozenTrial]:
     if not (out / WHOLE).exists():
         return []
     try:
-        return optuna.load_study(study_name=None, storage=study_storage(str(out))).get_trials()
+        return study_of(out).get_trials()
     except (KeyError, ValueError):  # the file is there, the study not yet
         return []
 
@@ -82,7 +86,7 @@ def test_stopped_trials_free_their_workers_and_the_best_becomes_a_bundle(dataset
     changes = {"set": {"training.epochs": 4, "training.batch_size": 16}, "trials": 4, "stopping": {"kind": "asha", "grace_epochs": 1}}
     sweep = write_sweep(tmp_path, **changes)
     answer = run_inside(["tune", sweep, "--data", dataset, "--out", str(out), "--retrain", "2"])
-    rows = rows_of(optuna.load_study(study_name=None, storage=study_storage(str(out))))
+    rows = rows_of(study_of(out))
     assert [row.number for row in rows] == [0, 1, 2, 3]
     assert {row.state for row in rows} == {"complete", "pruned"}
     for row in rows:
@@ -102,16 +106,37 @@ def test_stopped_trials_free_their_workers_and_the_best_becomes_a_bundle(dataset
     assert live_groups() == []
 
 
-def test_a_trial_that_fails_is_recorded_and_the_others_go_on(dataset: str, tmp_path: Path) -> None:
+def test_several_objectives_two_workers_and_a_trial_that_fails(dataset: str, tmp_path: Path) -> None:
+    """A learning rate beyond reason diverges; the trial is recorded with its reason and the others go on."""
     out = tmp_path / "sweep"
-    choice = {"type": "choice", "options": [1e-3, 1e30]}
-    grid = {"space": {"training.optimizer.lr": choice}, "search": {"algorithm": "grid"}, "trials": None}
-    answer = run_inside(["tune", write_sweep(tmp_path, **grid), "--data", dataset, "--out", str(out)])
-    assert answer["trials"] == 2
-    assert answer["failed"] == 1
-    failed = next(row for row in rows_of(optuna.load_study(study_name=None, storage=study_storage(str(out)))) if row.state == "failed")
-    assert "finite" in failed.reason
-    assert answer["best"]["params"] == {"training.optimizer.lr": 1e-3}
+    changes = {
+        "space": {
+            "training.optimizer.lr": {"type": "choice", "options": [1e-3, 1e30]},
+            "model.rnn.hidden_size": {"type": "choice", "options": [8, 64]},
+        },
+        "search": {"algorithm": "grid"},
+        "trials": 3,
+        "objectives": ["val_loss", "parameters", "latency_ms"],
+    }
+    answer = run_inside(["tune", write_sweep(tmp_path, **changes), "--data", dataset, "--out", str(out), "--workers", "2"])
+    assert answer["trials"] == 3
+    rows = rows_of(study_of(out))
+    failed = [row for row in rows if row.params["training.optimizer.lr"] == 1e30]
+    assert failed
+    assert all(row.state == "failed" and "finite" in row.reason for row in failed)
+    complete = [row for row in rows if row not in failed]
+    for row in complete:
+        run = open_run(str(out / "trials" / f"{row.number:04d}"))
+        assert run.manifest.workers == 2
+        loss, parameters, latency = row.values
+        assert loss == pytest.approx(run.best().value)
+        assert parameters is not None
+        assert parameters > 10_000
+        assert latency is not None
+        assert latency > 0
+        assert list(row.history) == pytest.approx([record.val_loss for record in run.history()])
+    assert len({row.values[1] for row in complete}) == len(complete)
+    assert answer["best"]["params"]["training.optimizer.lr"] == 1e-3
 
 
 def test_kill_9_in_the_middle_and_resume(dataset: str, tmp_path: Path) -> None:
