@@ -28,9 +28,9 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from cxr_ray.cli import data, demo, inspect, models, reproduce, select, service, synthesis, train, tune
+    from cxr_ray.cli import data, demo, explain, inspect, models, reproduce, select, service, synthesis, train, tune
 
-    for module in (demo, data, synthesis, train, tune, select, models, reproduce, service, inspect):
+    for module in (demo, data, synthesis, train, tune, select, models, reproduce, service, explain, inspect):
         module.register(app)
 
 
