@@ -195,8 +195,8 @@ def _from_numbers(data: list[Any]) -> NDArray[np.uint8]:
         values = np.asarray(data)
     except ValueError:
         raise bad("the rows of the data differ in length") from None
-    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
-        raise bad("elements of a UINT8 tensor are whole numbers in 0..255")
+    if values.dtype.kind not in "iuf" or not values.size or values.min() < 0 or values.max() > 255 or (values % 1).any():
+        raise bad("elements of a UINT8 tensor are whole numbers in 0..255")  # JSON does not tell 7 from 7.0; some clients write the latter
     return values.astype(np.uint8).ravel()
 
 

@@ -21,6 +21,7 @@ from cxr_ray.imaging.preprocess import PreprocessSpec
 from cxr_ray.serving.audit import AuditLog
 from cxr_ray.serving.decoding import DecodePool
 from cxr_ray.serving.engine import LocalEngine
+from cxr_ray.serving.guard import EdgeLimits
 from cxr_ray.serving.metrics import Metrics, exposition
 from cxr_ray.serving.predictor import Prediction
 
@@ -162,7 +163,8 @@ def test_twenty_markers_and_none_is_found(
     }
     good = hostile.dicom(hostile.picture(), **header)
     bad = hostile.dicom(hostile.picture(), PixelData=bytes(10), **header)
-    client = serve_face(engine=engine[0], metrics=engine[1], audit=AuditLog(str(audit_file), model_sha256="e" * 64))
+    audit = AuditLog(str(audit_file), model_sha256="e" * 64)
+    client = serve_face(engine=engine[0], metrics=engine[1], audit=audit, limits=EdgeLimits(deadline_seconds=60))
     said = [
         client.post(
             f"/v1/predict?patient={next(mark)}",
