@@ -30,16 +30,7 @@ app = typer.Typer(
 def _register() -> None:
     from cxr_ray.cli import ask, data, demo, explain, inspect, keys, models, reproduce, select, service, synthesis, train, tune
 
-    for module in (demo, data, synthesis, train, tune, select, models, explain, reproduce, service, ask, keys, inspect):
-<<<<<<< HEAD
-    from cxr_ray.cli import ask, data, demo, inspect, keys, models, reproduce, select, service, synthesis, train, tune
-
-    for module in (demo, data, synthesis, train, tune, select, models, reproduce, service, ask, keys, inspect):
-=======
-    from cxr_ray.cli import data, demo, explain, inspect, models, reproduce, select, service, synthesis, train, tune
-
-    for module in (demo, data, synthesis, train, tune, select, models, reproduce, service, explain, inspect):
->>>>>>> b4e4c2f2a6869ec0e2065ce6554ddf3454545785
+    for module in (demo, data, synthesis, train, tune, select, models, reproduce, service, ask, keys, explain, inspect):
         module.register(app)
 
 
