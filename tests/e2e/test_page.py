@@ -98,6 +98,7 @@ def page(chromium: Any, service: Any, eventually: Callable[[Condition], Any]) ->
     said = [entry["message"] for entry in chromium.get_log("browser") if "the server responded with" not in entry["message"]]
     assert [line for line in said if "ERR_INTERNET_DISCONNECTED" not in line] == []
     names = chromium.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+    chromium.get("about:blank")  # nothing is under way when the service stops
     assert {urlsplit(name).hostname for name in names if not name.startswith("blob:")} == {"127.0.0.1"}
 
 
@@ -119,7 +120,6 @@ def test_the_empty_page_says_what_it_is_and_is_not(page: Page) -> None:
     assert "synthetic" in page.text("#samples")
     assert page.text("#model") == "cnn-lstm 3f9a1c0b77de"
     assert page.all("#study")[0].is_displayed() is False
-    page.keep("empty")
 
 
 def test_an_uploaded_image_is_answered_with_bars_and_a_heat_map(page: Page, write: Any, samples: dict[str, bytes]) -> None:
