@@ -20,7 +20,7 @@ from prometheus_client.metrics_core import Metric
 
 from cxr_ray import __version__
 from cxr_ray.errors import ImageError
-from cxr_ray.serving import docs_page, metrics, oip
+from cxr_ray.serving import docs_page, metrics, oip, web
 from cxr_ray.serving.answers import GatePolicy, GateRefused, Images
 from cxr_ray.serving.audit import AuditLog
 from cxr_ray.serving.bodies import IMAGE_TYPES, MOST_IMAGES, images_of
@@ -87,6 +87,7 @@ def build_api(face: Face) -> FastAPI:
     _add_model_routes(api, face)
     oip.add_routes(api, face.engine, face.info, limits=face.limits, policy=face.gate)
     docs_page.mount(api)
+    web.mount(api)
     return api
 
 
