@@ -28,9 +28,9 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from cxr_ray.cli import cluster, data, demo, inspect, models, reproduce, select, service, synthesis, train, tune
+    from cxr_ray.cli import ask, cluster, data, demo, explain, inspect, keys, models, reproduce, select, service, synthesis, train, tune
 
-    for module in (demo, data, synthesis, train, tune, select, models, reproduce, service, cluster, inspect):
+    for module in (demo, data, synthesis, train, tune, select, models, reproduce, explain, service, ask, keys, cluster, inspect):
         module.register(app)
 
 
