@@ -50,7 +50,7 @@ def mount(api: FastAPI) -> None:
         """Names of the bundled samples. All are synthetic: drawn by a program, of nobody."""
         return list(samples)
 
-    @api.get("/v1/samples/{name}", tags=["samples"], response_class=Response)
+    @api.get("/v1/samples/{name}", tags=["samples"], response_class=Response, responses={404: {"description": "No such sample."}})
     async def sample(name: str) -> Response:
         """One sample, as a file to send to ``/v1/predict``."""
         return _known(samples, name)
