@@ -389,7 +389,12 @@ def test_the_service_is_configured_as_ray_serve_and_the_application_know() -> No
     (application,) = config["applications"]
     ServeSettings(**application["args"])
     beside = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
-    assert config["applications"] == beside["applications"], "serve/config.yaml is the same service"
+    (other,) = beside["applications"]
+    own = {"keys", "audit"}  # here the key is a Secret in the environment, and the log goes to the pod's
+    for settings in (application["args"], other["args"]):
+        for name in own:
+            settings.pop(name, None)
+    assert application == other, "serve/config.yaml is the same service"
 
 
 def test_nothing_speaks_unless_it_is_allowed() -> None:
