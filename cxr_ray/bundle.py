@@ -1,8 +1,8 @@
 """The BUNDLE: all that serving gets. A directory of ``bundle.json``, the weights of one or several models, and a model card.
 
-Weights lie in ``model.safetensors``, or with several members in ``model-0.safetensors``, ``model-1.safetensors`` … Written whole or not at
-all (``bundle.json`` comes last) and refused on reading when the schema is another, a checksum is missing or wrong, or the preprocessing is
-one this version cannot do. Holds no pickle.
+Weights lie in ``model.safetensors``, or with several members in ``model-0.safetensors``, ``model-1.safetensors`` …; the input gate, where
+there is one, in ``gate.safetensors``. Written whole or not at all (``bundle.json`` comes last) and refused on reading when the schema is
+another, a checksum is missing or wrong, or the preprocessing is one this version cannot do. Holds no pickle.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from cxr_ray import __version__, storage
 from cxr_ray.config import ModelConfig
-from cxr_ray.errors import BundleError, ConfigError, StorageError
+from cxr_ray.errors import BundleError, ConfigError, ModelError, StorageError
 from cxr_ray.imaging.preprocess import PreprocessSpec
 from cxr_ray.labels import LabelSet, Task
-from cxr_ray.models.record import WEIGHT_FILE, Member, Normalization, Provenance, ThresholdOrigin
+from cxr_ray.models.gate import Gate
+from cxr_ray.models.record import GATE_FILE, WEIGHT_FILE, GateRecord, Member, Normalization, Provenance, ThresholdOrigin
 from cxr_ray.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
@@ -68,6 +71,8 @@ class BundleManifest(Settings):
     """``metrics.json`` of the evaluation it was exported with; None: not evaluated."""
     unsound: str | None = None
     """Why these models must not be used; None: nothing is known against them."""
+    gate: GateRecord | None = None
+    """What tells which images the models may judge; None: they judge whatever they are shown."""
     files: dict[str, FileRecord]
 
     @model_validator(mode="after")
@@ -128,9 +133,11 @@ class Bundle:
 
     @property
     def version(self) -> str:
-        """12 hex digits of a SHA-256 over all that answers follow from: every member's weights and say, and the thresholds."""
-        members = [[self.manifest.files[member.weights].sha256, member.weight] for member in self.manifest.members]
-        return storage.sha256(json.dumps([members, self.manifest.thresholds]).encode())[:12]
+        """12 hex digits of a SHA-256 over all that answers follow from: every member's weights and say, the thresholds, the gate."""
+        manifest = self.manifest
+        members = [[manifest.files[member.weights].sha256, member.weight] for member in manifest.members]
+        gate = [] if manifest.gate is None else [manifest.files[GATE_FILE].sha256, sorted(manifest.gate.thresholds.items())]
+        return storage.sha256(json.dumps([members, manifest.thresholds, *gate]).encode())[:12]
 
     @property
     def dataset_fingerprints(self) -> tuple[str, ...]:
@@ -171,6 +178,19 @@ class Bundle:
             raise BundleError(f"{self.location}: {member.weights} does not fit the network that {MANIFEST} describes") from None
         return model.to(device).eval()
 
+    def load_gate(self) -> Gate | None:
+        """The input gate; None where the bundle has none.
+
+        Raises:
+            BundleError: Its tensors are not those of the gate that ``bundle.json`` describes.
+        """
+        if self.manifest.gate is None:
+            return None
+        try:
+            return Gate(self.manifest.gate, load_arrays(_verified(self.location, GATE_FILE, self.manifest.files[GATE_FILE])))
+        except ModelError:
+            raise BundleError(f"{self.location}: {GATE_FILE} does not fit the gate that {MANIFEST} describes") from None
+
     def warn_if_unsound(self) -> None:
         """A line in the log where the bundle says that it must not be used."""
         if self.manifest.unsound is not None:
@@ -209,6 +229,7 @@ def write_members(
     threshold_origin: ThresholdOrigin | None = None,
     metrics: Mapping[str, Any] | None = None,
     unsound: str | None = None,
+    gate: Gate | None = None,
 ) -> Bundle:
     """Write a bundle of one or several models to ``out``; its manifest comes last.
 
@@ -223,6 +244,7 @@ def write_members(
         threshold_origin: How they were chosen. None: ``fixed`` for multilabel.
         metrics: ``metrics.json`` of its evaluation.
         unsound: Why it must not be used, if so.
+        gate: Its input gate.
 
     Raises:
         BundleError: ``out`` holds something already, there are no members, or one does not fit the labels or the image size.
@@ -237,6 +259,8 @@ def write_members(
     names = [WEIGHTS] if len(members) == 1 else [f"model-{index}.safetensors" for index in range(len(members))]
     files = {file: _write_weights(out, file, member, labels, preprocess) for file, member in zip(names, members, strict=True)}
     files[CARD] = _write(out, CARD, card.encode())
+    if gate is not None:
+        files[GATE_FILE] = _write(out, GATE_FILE, save_arrays(dict(gate.tensors)))
     manifest = BundleManifest(
         schema=SCHEMA,
         name=name,
@@ -248,6 +272,7 @@ def write_members(
         threshold_origin=threshold_origin,
         metrics=dict(metrics) if metrics is not None else None,
         unsound=unsound,
+        gate=gate.record if gate is not None else None,
         files=files,
     )
     storage.write_json(storage.join(out, MANIFEST), manifest.model_dump(mode="json", by_alias=True))
@@ -308,7 +333,7 @@ def read_bundle(location: str) -> Bundle:
             f"{location}: its preprocessing has fingerprint {was[:12]}, this version would do {would[:12]}",
             hint="serve it with the version that exported it, or export the run again",
         )
-    for needed in (*(member.weights for member in manifest.members), CARD):
+    for needed in (*(member.weights for member in manifest.members), CARD, *([GATE_FILE] if manifest.gate is not None else [])):
         if needed not in manifest.files:
             raise BundleError(f"{location}: {MANIFEST} has no checksum of {needed}")
         _verified(location, needed, manifest.files[needed])
@@ -335,7 +360,7 @@ def check_target(out: str, *, overwrite: bool) -> None:
     there = storage.list_files(out)
     if there and not overwrite:
         raise BundleError(f"{out} is not empty", hint="another --out, or --overwrite")
-    if not all(name in (MANIFEST, CARD) or re.fullmatch(WEIGHT_FILE, name) for name in there):
+    if not all(name in (MANIFEST, CARD, GATE_FILE) or re.fullmatch(WEIGHT_FILE, name) for name in there):
         raise BundleError(f"{out} holds other files than a bundle's; it is left alone", hint="another --out")
 
 

@@ -30,6 +30,8 @@ RAY_ENVIRONMENT: Mapping[str, str] = {
     # A process a training that warns workers of a node about to go. Ours write a checkpoint an epoch, warned or not.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # What stands before Serve's HTTP proxy: limits that Ray has not (cxr_ray.serving.proxy).
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cxr_ray.serving.proxy:middlewares",
     # Two lines an execution on the user's terminal, and a warning that bars are off; errors still come through.
     "RAY_DATA_LOG_LEVEL": "ERROR",
     # Ray reads the mode once, when it is first imported; unset, servers demand tokens that clients do not send.

@@ -28,9 +28,26 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from cxr_ray.cli import cluster, data, demo, inspect, models, reproduce, select, service, synthesis, train, tune
+    from cxr_ray.cli import (
+        ask,
+        cluster,
+        data,
+        demo,
+        dicom,
+        explain,
+        inspect,
+        keys,
+        models,
+        reproduce,
+        select,
+        service,
+        synthesis,
+        train,
+        tune,
+    )
 
-    for module in (demo, data, synthesis, train, tune, select, models, reproduce, service, cluster, inspect):
+    stages = (demo, data, synthesis, train, tune, select, models, explain, reproduce, service, ask, keys, dicom, cluster, inspect)
+    for module in stages:
         module.register(app)
 
 

@@ -10,10 +10,11 @@ import typer
 from cxr_ray.cli import console
 from cxr_ray.cli.console import Debug, Json
 from cxr_ray.cli.train import say_metrics
-from cxr_ray.errors import BundleError, ConfigError
+from cxr_ray.errors import BundleError, ConfigError, RunError
 
 if TYPE_CHECKING:
     from cxr_ray.evaluation.evaluate import Subject
+    from cxr_ray.models.gate import Gate
     from cxr_ray.models.record import ThresholdOrigin
     from cxr_ray.training.export import Export
     from cxr_ray.training.run import Run
@@ -105,22 +106,26 @@ def export(
         str | None,
         typer.Option(help="Multilabel: f1, youden or fixed (0.5); fitted on the validation part. Default: f1."),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="DATASET for the thresholds, where it no longer lies where the RUN says.")] = None,
+    data: Annotated[str | None, typer.Option(help="DATASET of the training, where it no longer lies where the RUN says.")] = None,
+    no_gate: Annotated[
+        bool, typer.Option("--no-gate", help="Without the input gate: the model then answers whatever it is shown.")
+    ] = False,
     allow_unsound: Annotated[bool, typer.Option("--allow-unsound", help="Export a model whose recipe says it must not be used.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a BUNDLE that stands at --out.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write the best epochs as a BUNDLE: weights, preprocessing, labels, thresholds, provenance, model card.
+    """Write the best epochs as a BUNDLE: weights, preprocessing, labels, thresholds, input gate, provenance, model card.
 
     Example: cxr-ray export run --out bundle --report report
     """
-    from cxr_ray.training.export import plan_export, write_export
+    from cxr_ray.training.export import NOT_ASKED_FOR, plan_export, write_export
 
     shares = _numbers(weights, "--weights") if weights is not None else None
     plan = plan_export(runs, out, weights=shares, report=report, name=name, overwrite=overwrite, allow_unsound=allow_unsound)
     cuts, origin = _thresholds(plan, thresholds, data)
-    bundle = write_export(plan, thresholds=cuts, origin=origin)
+    gate, reason = (None, NOT_ASKED_FOR) if no_gate else _gate(plan, data)
+    bundle = write_export(plan, thresholds=cuts, origin=origin, gate=gate, no_gate=reason)
     manifest = bundle.manifest
     members = f", {len(manifest.members)} members" if len(manifest.members) > 1 else ""
     console.say(f"wrote {out}: {manifest.name}, version {bundle.version}{members}")
@@ -137,6 +142,7 @@ def export(
             "thresholds": list(manifest.thresholds) if manifest.thresholds is not None else None,
             "threshold_origin": origin.model_dump() if origin is not None else None,
             "unsound": manifest.unsound,
+            "gate": manifest.gate.model_dump() if manifest.gate is not None else None,
         },
         next_step=f"cxr-ray serve {out}",
     )
@@ -153,7 +159,7 @@ def _thresholds(plan: Export, policy: str | None, data: str | None) -> tuple[tup
     """One threshold a label and how it was chosen; None for multiclass. Ties the layers: training has the predictions, evaluation fits."""
     from cxr_ray.evaluation.thresholds import DEFAULT, POLICIES, Policy, operating_points
     from cxr_ray.models.record import ThresholdOrigin
-    from cxr_ray.training.export import held_out
+    from cxr_ray.training.held_out import held_out
 
     labels = plan.runs[0].labels
     if policy is not None and policy not in POLICIES:
@@ -170,6 +176,22 @@ def _thresholds(plan: Export, policy: str | None, data: str | None) -> tuple[tup
         f"thresholds: {origin.told()}", ["label", "threshold"], [[n, f"{c:.4f}"] for n, c in zip(labels.names, cuts, strict=True)]
     )
     return cuts, origin
+
+
+def _gate(plan: Export, data: str | None) -> tuple[Gate | None, str]:
+    """The input gate, or why there is none: without the training's DATASET a bundle is still a bundle, unless that was named."""
+    from cxr_ray.training.gate import gate_for
+
+    try:
+        gate = gate_for(plan, data)
+    except RunError as error:
+        if data is not None:
+            raise
+        console.say(f"[bold yellow]note:[/] no input gate: {error.message}")
+        return None, error.message
+    alarms = gate.record.false_alarms["any"]
+    console.say(f"input gate: fitted on {gate.record.n} images, refuses {alarms:.1%} of {gate.record.n_held_out} held-out ones")
+    return gate, ""
 
 
 def compare(

@@ -8,6 +8,7 @@ import typer
 
 from cxr_ray.cli import console
 from cxr_ray.cli.console import Debug, Json
+from cxr_ray.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
@@ -50,25 +51,36 @@ def serve(
     key_file: Annotated[
         str | None, typer.Option(help="File holding the API key; default: CXR_RAY_API_KEY, or a new key, printed once.")
     ] = None,
+    keys: Annotated[str | None, typer.Option(help="Key file of 'cxr-ray keys', for several keys with limits, in place of one key.")] = None,
+    gate: Annotated[
+        str, typer.Option(help="What becomes of an image that the bundle's input gate refuses: refuse, flag (answer all the same) or off.")
+    ] = "refuse",
+    audit: Annotated[str, typer.Option(help="Audit log: a file, stdout or off.")] = "off",
     address: Annotated[str | None, typer.Option(help="Ray cluster; default: one on this machine.")] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Serve a bundle with Ray Serve until Ctrl-C: POST /v1/predict, /healthz, /docs.
+    """Serve a bundle with Ray Serve until Ctrl-C: a page at /, POST /v1/predict, /v2 (Open Inference Protocol), /docs.
 
     Example: cxr-ray serve bundle --port 8000
     """
     from cxr_ray.cluster import connected
-    from cxr_ray.serving.app import serve_until_stopped
-    from cxr_ray.serving.edge import obtain_key
+    from cxr_ray.serving.app import ServeSettings, serve_until_stopped
+    from cxr_ray.serving.keys import obtain_key
+    from cxr_ray.settings import parse_settings
 
-    key = obtain_key(key_file)
+    if keys is not None and key_file is not None:
+        raise ConfigError(["--keys and --key-file exclude each other: one is a file of many keys, the other of one"], where="serve")
+    key = obtain_key(key_file) if keys is None else None
+    given = {"bundle": bundle, "replicas": replicas, "keys": keys, "key_sha256": key and key.digest, "gate": gate, "audit": audit}
+    settings = parse_settings(ServeSettings, given, where="serve")
+    settings.key_ring()
     with connected(address):
-        serve_until_stopped(bundle, host=host, port=port, replicas=replicas, key=key, ready=lambda url: _announce(url, key.shown))
+        serve_until_stopped(settings, host=host, port=port, ready=lambda url: _announce(url, key.shown if key else None))
 
 
 def _announce(url: str, new_key: str | None) -> None:
-    console.say(f"serving at [bold]{url}[/]  (docs: {url}/docs, health: {url}/healthz); Ctrl-C ends it")
+    console.say(f"serving at [bold]{url}[/]  (page: {url}/, docs: {url}/docs, health: {url}/healthz); Ctrl-C ends it")
     if new_key:
         console.say("API key, shown this once:")
         console.say(f"  {new_key}")

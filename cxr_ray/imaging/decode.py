@@ -54,6 +54,8 @@ def decode(data: bytes, limits: Limits | None = None) -> DecodedImage:
         return decode_dicom(data, limits)
     except ImageError:
         raise
+    except MemoryError:  # of a process with a limit
+        raise refuse("too-complex") from None
     except Exception as error:
         # A fault of ours: one image may cost itself, never the batch. The kind alone is logged, the text may hold file content.
         logger.error("unexpected %s while decoding a %s", type(error).__name__, kind)

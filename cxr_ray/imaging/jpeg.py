@@ -132,6 +132,8 @@ def grey_pixels(layout: JpegLayout, *, rgb: bool = False) -> tuple[PixelsHW, str
     try:
         pixels, mode = _decode(body, adobe=layout.adobe)
         complete = layout.frame not in _SEQUENTIAL or not _ends_early(body, pixels, adobe=layout.adobe)
+    except MemoryError:
+        raise
     except Exception:
         # Pillow raises several kinds on damaged data, with file content in their text: none of it goes further.
         raise refuse("corrupt") from None

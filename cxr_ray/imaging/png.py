@@ -76,6 +76,8 @@ def decode_png(data: bytes, limits: Limits) -> DecodedImage:
             image.load()
             mode = image.mode
             pixels, remarks = _to_grey(image)
+    except MemoryError:
+        raise
     except Exception:
         # Pillow raises half a dozen kinds on damaged data, with file content in their text: none of it goes further.
         raise refuse("corrupt") from None

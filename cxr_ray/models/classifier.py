@@ -5,6 +5,7 @@ Shapes: B images, H x W pixels, C channels of the feature map (h x w), read as T
     images      (B, H, W) or (B, 1, H, W), 0 … 255
     map_BCHW    the backbone's feature map
     features_BF what the head sees
+    pooled_BC   the feature map's mean over its pixels
     logits_BK   float32; softmax (multiclass) or sigmoid (multilabel) makes probabilities of them
 """
 
@@ -65,6 +66,8 @@ class Classifier(nn.Module):
         self.map_size = backbone.map_size(*image_size)
         """(height, width) of the feature map."""
         self.backbone = backbone
+        self.channels = backbone.channels
+        """C."""
         self.sequence = PixelSequence(config.sequence.order, *self.map_size)
         self.recurrent = Recurrent(self.sequence.width_of(backbone.channels), config.rnn)
         self.readout, features = build_readout(config.rnn, self.recurrent.out_features, self.sequence.steps)
@@ -88,6 +91,11 @@ class Classifier(nn.Module):
     def feature_map(self, images: Tensor) -> Tensor:
         """Images as for :meth:`forward` -> (B, C, h, w), the backbone's output (Grad-CAM's layer)."""
         return self.backbone(self.normalize(images))  # type: ignore[no-any-return]
+
+    def logits_and_pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images as for :meth:`forward` -> logits (B, K) and, of the same pass, pooled_BC; both float32."""
+        map_BCHW = self.feature_map(images)
+        return self.classify_map(map_BCHW), map_BCHW.float().mean(dim=(2, 3))
 
     def features(self, images: Tensor) -> Tensor:
         """Images as for :meth:`forward` -> (B, F), what the head sees (for t-SNE and nearest neighbours)."""

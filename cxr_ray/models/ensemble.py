@@ -54,7 +54,7 @@ class Ensemble(nn.Module):
             raise ModelError(f"{len(members)} members and {len(shares)} weights: one each is needed")
         self.members = nn.ModuleList(members)
         self.task: Task = task
-        self.num_outputs, self.image_size = members[0].num_outputs, members[0].image_size
+        self.num_outputs, self.image_size, self.channels = members[0].num_outputs, members[0].image_size, members[0].channels
         log_weights_M = torch.tensor([math.log(share) for share in shares], dtype=torch.float64)
         self.register_buffer("log_weights", log_weights_M, persistent=False)
 
@@ -69,7 +69,16 @@ class Ensemble(nn.Module):
         Raises:
             ModelError: The images have another shape or size than the networks were built for.
         """
-        logits_MBK = torch.stack([member(images).double() for member in self.members])
+        return self._together([member(images) for member in self.members])
+
+    def logits_and_pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`Classifier.logits_and_pooled`; the pooled feature map is the first member's."""
+        first, pooled_BC = self.members[0].logits_and_pooled(images)  # type: ignore[operator]
+        return self._together([first, *(member(images) for member in self.members[1:])]), pooled_BC
+
+    def _together(self, members: Sequence[Tensor]) -> Tensor:
+        """(B, K) logits of each member -> logits (B, K) float32 of the mean probabilities."""
+        logits_MBK = torch.stack([logits_BK.double() for logits_BK in members])
         log_weights_M11 = self.log_weights[:, None, None]
         if self.task == "multiclass":
             return torch.logsumexp(F.log_softmax(logits_MBK, dim=-1) + log_weights_M11, dim=0).float()

@@ -20,6 +20,17 @@ from cxr_ray.models.ensemble import Ensemble
 def predict_probabilities(
     model: Classifier | Ensemble, images: npt.NDArray[np.uint8], task: Task, batch_size: int = 64, device: str | torch.device | None = None
 ) -> npt.NDArray[np.float32]:
+    """What the network makes of each image; see :func:`predict_with_pooled`, of which this is the first half.
+
+    Returns:
+        (N, K) float32 in 0 … 1.
+    """
+    return predict_with_pooled(model, images, task, batch_size, device)[0]
+
+
+def predict_with_pooled(
+    model: Classifier | Ensemble, images: npt.NDArray[np.uint8], task: Task, batch_size: int = 64, device: str | torch.device | None = None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """What the network makes of each image, in evaluation mode and without gradients; the mode it had before is restored.
 
     Args:
@@ -30,7 +41,7 @@ def predict_probabilities(
         device: Where to compute; the network is moved there and stays. None: where the network is.
 
     Returns:
-        (N, K) float32 in 0 … 1.
+        Probabilities (N, K) in 0 … 1, and the mean of the feature map over its pixels (N, C) from the same pass; both float32.
 
     Raises:
         ModelError: The images are not (N, H, W) uint8 of the network's size, or the task is unknown.
@@ -43,13 +54,16 @@ def predict_probabilities(
     if device is not None:
         model.to(device)
     target = model.mean.device
-    result = np.empty((len(images), model.num_outputs), dtype=np.float32)
+    probabilities_NK = np.empty((len(images), model.num_outputs), dtype=np.float32)
+    pooled_NC = np.empty((len(images), model.channels), dtype=np.float32)
     with evaluating(model), torch.inference_mode():
         for start in range(0, len(images), batch_size):
             # Copied: Arrow's memory is read-only, which torch does not know.
             batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(target)
-            result[start : start + batch_size] = to_probabilities(model(batch), task).cpu().numpy()
-    return result
+            logits_BK, pooled_BC = model.logits_and_pooled(batch)
+            probabilities_NK[start : start + batch_size] = to_probabilities(logits_BK, task).cpu().numpy()
+            pooled_NC[start : start + batch_size] = pooled_BC.cpu().numpy()
+    return probabilities_NK, pooled_NC
 
 
 def to_probabilities(logits_BK: Tensor, task: Task) -> Tensor:

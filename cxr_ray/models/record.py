@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cxr_ray.config import ModelConfig
 from cxr_ray.settings import Settings
 
 WEIGHT_FILE: Final = r"model(-\d+)?\.safetensors"
 """Pattern of the names that files of weights have."""
+GATE_FILE: Final = "gate.safetensors"
 _NAMES = {"f1": "F1 score", "youden": "Youden index"}
 
 
@@ -68,3 +69,35 @@ class ThresholdOrigin(Settings):
             return "0.5 for every label, not fitted"
         kept = f"; kept at 0.5, for they never or always occur there: {', '.join(self.not_fitted)}" if self.not_fitted else ""
         return f"largest {_NAMES[self.policy]} of each label on {self.part} ({self.n} images){kept}"
+
+
+CheckName = Literal["radiograph", "polarity", "upright", "familiar"]
+"""See :mod:`cxr_ray.models.gate`."""
+
+
+class GateRecord(Settings):
+    """The input gate of a bundle but for its tensors: thresholds, what they were fitted on, and what was measured there."""
+
+    channels: int = Field(ge=1)
+    """Of the first member's feature map."""
+    thresholds: dict[CheckName, float]
+    """An image is refused where a check's value is above its threshold."""
+    fitted_on: str
+    """In words, such as ``train of chest14``."""
+    n: int = Field(ge=1)
+    """Images it was fitted on."""
+    held_out: str
+    """What the thresholds were set on, such as ``val of chest14``."""
+    n_held_out: int = Field(ge=1)
+    false_alarms: dict[CheckName | Literal["any"], float]
+    """Share of the held-out images that each check, and any of them, refuses."""
+    turned_found: float
+    """Share of the held-out images' copies turned by 90, 180 and 270 degrees of which ``upright`` says so."""
+    inverted_found: float
+    """Share of their inverted copies of which ``polarity`` says so."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if set(self.thresholds) != set(get_args(CheckName)):
+            raise ValueError(f"one threshold is needed for each of {', '.join(get_args(CheckName))}")
+        return self

@@ -19,7 +19,8 @@ from cxr_ray.models.parameters import count_flops, count_parameters
 from cxr_ray.reproduction.plan import Arm
 from cxr_ray.training.checkpoint import EpochRecord
 from cxr_ray.training.crossval import cross_validate
-from cxr_ray.training.export import held_out, plan_export, write_export
+from cxr_ray.training.export import plan_export, write_export
+from cxr_ray.training.held_out import held_out
 from cxr_ray.training.progress import TrainProgress
 from cxr_ray.training.run import open_run
 from cxr_ray.training.trainer import train

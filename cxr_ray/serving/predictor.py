@@ -12,7 +12,8 @@ from cxr_ray.bundle import Bundle
 from cxr_ray.errors import ImageError
 from cxr_ray.imaging.decode import Limits
 from cxr_ray.imaging.preprocess import load_image
-from cxr_ray.models.inference import predict_probabilities
+from cxr_ray.models.gate import GateVerdict
+from cxr_ray.models.inference import predict_probabilities, predict_with_pooled
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Predictor:
         limits: What an image may weigh.
 
     Raises:
-        BundleError: The weights do not fit.
+        BundleError: The weights or the gate do not fit.
     """
 
     def __init__(self, bundle: Bundle, *, device: str = "cpu", limits: Limits | None = None) -> None:
@@ -45,6 +46,7 @@ class Predictor:
         self.device = device
         self.limits = limits or Limits()
         self.model = bundle.load_model(device)
+        self.gate = bundle.load_gate()
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """File bytes -> (height, width) uint8, as at ingest. Safe to call from several threads.
@@ -58,6 +60,11 @@ class Predictor:
     def predict_arrays(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(N, height, width) uint8 from :meth:`decode` -> (N, K) float32 probabilities."""
         return predict_probabilities(self.model, images, self.bundle.labels.task, device=self.device)
+
+    def predict_checked(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], list[GateVerdict | None]]:
+        """As :meth:`predict_arrays`, with what the input gate says of each image, from one pass; None where the bundle has no gate."""
+        probabilities, pooled = predict_with_pooled(self.model, images, self.bundle.labels.task, device=self.device)
+        return probabilities, [None] * len(images) if self.gate is None else list(self.gate.check(pooled, images))
 
     def predict_bytes(self, items: Sequence[bytes]) -> list[Prediction | ImageError]:
         """One answer, or the reason why not, for each file."""

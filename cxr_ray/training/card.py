@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cxr_ray.models.record import ThresholdOrigin
+from cxr_ray.models.record import GateRecord, ThresholdOrigin
 from cxr_ray.training.run import Run
 
 
@@ -19,6 +19,7 @@ def model_card(
     metrics: dict[str, Any] | None = None,
     thresholds: Sequence[float] | None = None,
     origin: ThresholdOrigin | None = None,
+    gate: GateRecord | str,
 ) -> str:
     """What it is, what it was trained on, how good it is; what software cannot know is left visibly blank.
 
@@ -31,6 +32,7 @@ def model_card(
         metrics: ``metrics.json`` of its evaluation; None: the card says that it was not evaluated.
         thresholds: Multilabel: one a label; None: 0.5 each.
         origin: How they were chosen; None: multiclass.
+        gate: Its input gate, or why it has none.
     """
     data = runs[0].manifest.dataset
     lines = [f"# {name}", ""]
@@ -57,6 +59,10 @@ def model_card(
         "## How good it is",
         "",
         *_figures(metrics),
+        "",
+        "## Input gate",
+        "",
+        *_gate(gate),
         "",
         "## To be filled in by a person",
         "",
@@ -117,3 +123,20 @@ def _figures(metrics: dict[str, Any] | None) -> list[str]:
         if figure["value"] is not None:
             lines.append(f"| {key} | {figure['value']:.4f} | {figure['ci95'][0]:.4f} to {figure['ci95'][1]:.4f} |")
     return [*lines, *(f"\nNote: {warning}" for warning in metrics.get("warnings", ()))]
+
+
+def _gate(gate: GateRecord | str) -> list[str]:
+    if isinstance(gate, str):
+        return [f"None ({gate}): the model answers whatever it is shown, a photograph too."]
+    return [
+        "Refuses images that are not like those of the training, inverted or turned. "
+        f"Fitted on {gate.n} images ({gate.fitted_on}); thresholds from {gate.n_held_out} held-out ones ({gate.held_out}).",
+        "",
+        "| check | threshold | refused of the held-out images |",
+        "|---|---|---|",
+        *(f"| {name} | {cut:.4g} | {gate.false_alarms[name]:.2%} |" for name, cut in gate.thresholds.items()),
+        f"| any of them | | {gate.false_alarms['any']:.2%} |",
+        "",
+        f"Of copies of the held-out images: turned by 90, 180 or 270 degrees, {gate.turned_found:.1%} found; "
+        f"inverted, {gate.inverted_found:.1%} found.",
+    ]

@@ -1,26 +1,21 @@
 """Finished RUNs become a BUNDLE: the best epochs' weights, what serving must do to an image, and a model card.
 
 One RUN gives a model; several RUNs, or the folds of a cross-validation, an ensemble. Thresholds of a multilabel bundle are fitted on
-images that were held out of training: :func:`held_out` finds their predictions, the caller fits (``cxr_ray.evaluation.thresholds``).
+images that were held out of training: ``held_out`` finds their predictions, the caller fits (``cxr_ray.evaluation.thresholds``).
+The input gate is fitted likewise (``training.gate``) and handed in.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cxr_ray import __version__, storage
 from cxr_ray.bundle import Bundle, NewMember, check_target, overwrite_guard, write_members
-from cxr_ray.data.columns import pixels, targets_of
-from cxr_ray.data.shards import Dataset, open_dataset
-from cxr_ray.errors import ConfigError, DatasetError, RunError, StorageError
-from cxr_ray.models.inference import predict_probabilities
+from cxr_ray.errors import ConfigError, RunError
+from cxr_ray.models.gate import Gate
 from cxr_ray.models.record import Provenance, ThresholdOrigin
 from cxr_ray.training.card import model_card
 from cxr_ray.training.run import RUN, Run, open_run
@@ -28,7 +23,7 @@ from cxr_ray.training.run import RUN, Run, open_run
 if TYPE_CHECKING:
     from cxr_ray.training.crossval import CrossValidation
 
-logger = logging.getLogger(__name__)
+NOT_ASKED_FOR = "it was exported without one"
 
 
 @dataclass(frozen=True)
@@ -110,13 +105,22 @@ def plan_export(
     )
 
 
-def write_export(plan: Export, *, thresholds: tuple[float, ...] | None = None, origin: ThresholdOrigin | None = None) -> Bundle:
+def write_export(
+    plan: Export,
+    *,
+    thresholds: tuple[float, ...] | None = None,
+    origin: ThresholdOrigin | None = None,
+    gate: Gate | None = None,
+    no_gate: str = NOT_ASKED_FOR,
+) -> Bundle:
     """Write the bundle.
 
     Args:
         plan: From :func:`plan_export`.
         thresholds: Multilabel: one a label. None: 0.5 each, or multiclass.
         origin: How they were chosen.
+        gate: The input gate, fitted for these models (:func:`cxr_ray.training.gate.gate_for`).
+        no_gate: Why there is none, for the model card.
 
     Raises:
         BundleError: ``plan.out`` is not empty.
@@ -141,11 +145,13 @@ def write_export(plan: Export, *, thresholds: tuple[float, ...] | None = None, o
             metrics=plan.metrics,
             thresholds=thresholds,
             origin=origin,
+            gate=gate.record if gate is not None else no_gate,
         ),
         thresholds=thresholds,
         threshold_origin=origin,
         metrics=plan.metrics,
         unsound=plan.unsound,
+        gate=gate,
     )
 
 
@@ -158,112 +164,8 @@ def export_run(
     overwrite: bool = False,
     allow_unsound: bool = False,
 ) -> Bundle:
-    """Export one RUN, or one cross-validation, with thresholds of 0.5; see :func:`plan_export` and :func:`write_export`."""
+    """Export one RUN, or one cross-validation, with thresholds of 0.5 and no gate; see :func:`plan_export` and :func:`write_export`."""
     return write_export(plan_export([location], out, report=report, name=name, overwrite=overwrite, allow_unsound=allow_unsound))
-
-
-# --- predictions of held-out images ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Images that models did not learn from, and what those models make of them.
-
-    Args:
-        part: In words, such as ``val of chest14``.
-        probabilities: (N, K)
-        targets: (N, K) of 1, 0 and NaN.
-    """
-
-    part: str
-    probabilities: NDArray[Any]
-    targets: NDArray[Any]
-
-
-def held_out(plan: Export, data: str | None = None) -> HeldOut:
-    """Predictions of validation images, each by the members that held it out: never of a test part.
-
-    Of a cross-validation they are read from its ``predictions.parquet`` (the folds of the members alone). Else the validation part of each
-    run is read and scored here; members with the same validation part score it together, as the ensemble will.
-
-    Args:
-        plan: What is to be exported; a multilabel model.
-        data: DATASET, where it no longer lies where the run says.
-
-    Raises:
-        RunError: A run has no validation part, or its DATASET is gone or is another.
-    """
-    if plan.folds is not None:
-        return _held_out_folds(plan, plan.folds)
-    override = open_dataset(data) if data is not None else None
-    trained_on = [run.manifest.dataset.fingerprint for run in plan.runs]
-    if override is not None and override.manifest.fingerprint not in trained_on:
-        raise RunError(
-            f"{data} has fingerprint {override.manifest.fingerprint[:12]}; the training was on {trained_on[0][:12]}",
-            hint="--data with the DATASET of the training, or --thresholds fixed",
-        )
-    together: dict[tuple[str, str], list[tuple[Run, float]]] = {}
-    for run, weight in zip(plan.runs, plan.weights, strict=True):
-        if not run.manifest.dataset.validation:
-            raise RunError(f"{run.location} has no validation part to fit thresholds on", hint="--thresholds fixed")
-        for part in run.manifest.dataset.validation:
-            together.setdefault((run.manifest.dataset.fingerprint, part), []).append((run, weight))
-    scored = []
-    for (_, part), members in together.items():
-        dataset = _dataset_of(members[0][0], override)
-        logger.info("scoring %s of %s (%d images)", part, dataset.manifest.name, dataset.count(part))
-        scored.append((f"{part} of {dataset.manifest.name}", *_score(dataset, part, members)))
-    return HeldOut(
-        part=", ".join(dict.fromkeys(told for told, _, _ in scored)),
-        probabilities=np.concatenate([probabilities for _, probabilities, _ in scored]),
-        targets=np.concatenate([targets for _, _, targets in scored]),
-    )
-
-
-def _held_out_folds(plan: Export, folds: CrossValidation) -> HeldOut:
-    table = folds.predictions()
-    mine = {part for run in plan.runs for part in run.manifest.dataset.validation}
-    rows = np.array([f"fold-{fold}" in mine for fold in table.column("fold").to_pylist()])
-    probabilities = np.stack(table.column("probabilities").to_numpy())
-    told = ", ".join(sorted(mine, key=lambda part: int(part.removeprefix("fold-"))))
-    name = plan.runs[0].manifest.dataset.name
-    return HeldOut(
-        f"{told} of {name}, each by the fold that held it out", probabilities[rows], targets_of(table, plan.runs[0].labels)[rows]
-    )
-
-
-def _dataset_of(run: Run, override: Dataset | None) -> Dataset:
-    record = run.manifest.dataset
-    if override is not None and override.manifest.fingerprint == record.fingerprint:
-        return override
-    try:
-        dataset = open_dataset(record.location)
-    except (DatasetError, StorageError) as error:
-        raise RunError(
-            f"thresholds are fitted on {', '.join(record.validation)} of {record.name}, which cannot be read: {error.message}",
-            hint="--data DATASET where it lies now, or --thresholds fixed",
-        ) from None
-    if dataset.manifest.fingerprint != record.fingerprint:
-        raise RunError(
-            f"{record.location} is no longer the DATASET that {run.location} was trained on",
-            hint="--data DATASET where that lies now, or --thresholds fixed",
-        )
-    return dataset
-
-
-def _score(dataset: Dataset, part: str, members: Sequence[tuple[Run, float]]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(N, K) weighted mean of the members' probabilities, and (N, K) targets; one model and one shard's pixels in memory at a time."""
-    target = "label" if dataset.labels.task == "multiclass" else "labels"
-    targets = np.concatenate([targets_of(table, dataset.labels) for table in dataset.tables(part, [target])])
-    whole = math.fsum(weight for _, weight in members)
-    mean = np.zeros((len(targets), len(dataset.labels)))
-    for run, weight in members:
-        model, start = run.load_model(), 0
-        for table in dataset.tables(part, ["image"]):
-            images = pixels(table, dataset.preprocess.height, dataset.preprocess.width)
-            mean[start : start + len(images)] += weight / whole * predict_probabilities(model, images, dataset.labels.task)
-            start += len(images)
-    return mean.astype(np.float32), targets
 
 
 # --- what a plan is made of -------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 
 from cxr_ray.errors import BundleError, ClusterError, ConfigError, SourceError
 from cxr_ray.serving.app import ServeSettings, build, running
-from cxr_ray.serving.edge import obtain_key
+from cxr_ray.serving.keys import obtain_key
 from cxr_ray.serving.offline import predict_folder
 from cxr_ray.serving.predictor import Predictor
 

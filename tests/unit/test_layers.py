@@ -31,7 +31,9 @@ ALLOWED |= {
     "jobs": {"errors", "storage", "cluster"},
     "reproduction": _BASE | {"data", "models", "bundle", "training", "evaluation"},
     "serving": {"errors", "labels", "settings", "config", "storage", "cluster", "cpu", "imaging", "models", "bundle", "evaluation.explain"},
-    "cli": _BASE | {"data", "models", "bundle", "training", "evaluation", "synthesis", "reproduction", "tuning", "jobs", "serving"},
+    "client": {"errors", "serving.schema"},
+    "cli": _BASE
+    | {"data", "models", "bundle", "training", "evaluation", "synthesis", "reproduction", "tuning", "jobs", "serving", "client"},
     "__init__": set(),
     "__main__": {"cli"},
 }
@@ -99,7 +101,7 @@ def test_ray_stays_at_the_edges(path: Path) -> None:
         assert not uses_ray, f"{relative} imports ray; only {sorted(RAY_EDGES)} may"
 
 
-@pytest.mark.parametrize("module", ["cxr_ray", "cxr_ray.cli", "cxr_ray.config", "cxr_ray.storage", "cxr_ray.cluster"])
+@pytest.mark.parametrize("module", ["cxr_ray", "cxr_ray.cli", "cxr_ray.config", "cxr_ray.storage", "cxr_ray.cluster", "cxr_ray.client"])
 def test_light_modules_import_neither_torch_nor_ray(module: str) -> None:
     import subprocess
     import sys

@@ -22,6 +22,7 @@ from pynetdicom.association import Association
 
 from cxr_ray.errors import ConfigError
 from cxr_ray.serving.dicom.identity import written_as
+from cxr_ray.serving.dicom.wire import hush
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Delivery:
     """
 
     def __init__(self, to: Destination, *, ae_title: str, room: int = 32, tries: int = 6, wait: float = 2.0, timeout: float = 30.0) -> None:
+        hush()
         self.to, self._tries, self._wait = to, tries, wait
         self._ae = AE(ae_title)
         self._ae.connection_timeout = self._ae.acse_timeout = self._ae.dimse_timeout = self._ae.network_timeout = timeout

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from pydantic import Field, field_validator
 from pydicom.dataset import Dataset
-from pynetdicom import AE, _config, evt
+from pynetdicom import AE, evt
 
 from cxr_ray.errors import ClusterError, ConfigError, CxrRayError, ImageError
 from cxr_ray.imaging.dicom_header import EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE
@@ -35,7 +35,7 @@ from cxr_ray.imaging.frames import JPEG_2000, JPEG_FAMILY, RLE
 from cxr_ray.serving.dicom.answer import Answer
 from cxr_ray.serving.dicom.delivery import Delivery
 from cxr_ray.serving.dicom.identity import IMAGE_CLASSES
-from cxr_ray.serving.dicom.wire import MAX_PDU, BoundedServer, bound_messages
+from cxr_ray.serving.dicom.wire import MAX_PDU, BoundedServer, bound_messages, hush
 from cxr_ray.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -107,8 +107,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _server(store: _Store, settings: ListenSettings) -> BoundedServer:
-    _config.LOG_HANDLER_LEVEL = "none"  # its handlers write data sets' UIDs; ours write what may be written
-    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+    hush()
     ae = AE(settings.ae_title)
     ae.require_called_aet, ae.require_calling_aet = True, list(settings.callers)
     ae.maximum_associations, ae.maximum_pdu_size = settings.max_associations, MAX_PDU

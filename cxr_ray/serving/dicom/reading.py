@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from cxr_ray.serving.predictor import Predictor
 
 NOTICE: Final = "For research. Not a medical device, not for diagnosis."
-UNSOUND: Final = "This model must not be used"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +86,22 @@ def heat_map(label: str, overlay_png: bytes) -> HeatMap:
         return HeatMap(label, np.asarray(picture.convert("RGB")))
 
 
+def remarks(unsound: str | None, flags: Sequence[str] = ()) -> tuple[str, ...]:
+    """Sentences for :class:`Reading`: why the model must not be used, if so, and what the input gate flags."""
+    warning = [f"This model must not be used: {unsound}"] if unsound else []
+    return (*warning, *(f"The input gate flags this image: {flag}" for flag in flags))
+
+
 def local_reader(predictor: Predictor, *, picture: bool) -> Reader:
     """Ask a model in this process; ``picture``: with a heat map of the most probable label."""
     from cxr_ray.evaluation.explain import explain, overlay_png
 
     manifest = predictor.bundle.manifest
-    remarks = (f"{UNSOUND}: {manifest.unsound}",) if manifest.unsound else ()
 
     def read(data: bytes) -> Reading:
         image = predictor.decode(data)
         probabilities, (verdict,) = predictor.predict_checked(image[None])
-        if verdict is not None and verdict.refusal is not None:
+        if verdict is not None and verdict.refusal is not None and verdict.reason is not None:
             raise ImageError(verdict.reason, verdict.refusal.message)
         said = predictor.call(probabilities[0])
         thresholds = manifest.thresholds or (None,) * len(said.probabilities)
@@ -109,6 +113,6 @@ def local_reader(predictor: Predictor, *, picture: bool) -> Reader:
         if picture:
             found = explain(predictor.model, image)
             seen = heat_map(manifest.labels[found.label], overlay_png(image, found.heat_HW))
-        return Reading(findings, manifest.name, predictor.bundle.version, remarks, seen)
+        return Reading(findings, manifest.name, predictor.bundle.version, remarks(manifest.unsound), seen)
 
     return read

@@ -1,4 +1,5 @@
-"""Bounds of what a peer may send, which pynetdicom does not set: length and duration of a PDU, length of a message, connections."""
+"""Bounds of what a peer may send, which pynetdicom does not set: length and duration of a PDU, length of a message, connections; and of
+what pynetdicom may log."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import time
 from socketserver import BaseServer
 from typing import Final
 
+from pynetdicom import _config
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
@@ -22,6 +24,12 @@ _MAX_COMMAND: Final = 2**14
 """Bytes of a command set: a few UIDs and AE titles. pynetdicom parses it by pydicom."""
 _COMMAND_BIT: Final = 1
 _LAST_BIT: Final = 2
+
+
+def hush() -> None:
+    """Keep pynetdicom from logging: its lines have UIDs, and the text of exceptions that may have more."""
+    _config.LOG_HANDLER_LEVEL = "none"
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
 
 
 class BoundedServer(ThreadedAssociationServer):

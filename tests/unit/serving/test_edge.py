@@ -1,56 +1,19 @@
-"""The HTTP face: key on every route, limits, refusals as JSON, nothing on disk. No model, no Ray."""
+"""The HTTP face: key on every route, answers, limits, refusals as JSON, nothing on disk. No model, no Ray."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from cxr_ray.errors import ConfigError, ImageError
-from cxr_ray.serving.edge import EdgeLimits, build_api, obtain_key
-from cxr_ray.serving.predictor import Prediction
-from cxr_ray.serving.schema import ModelInfo
-
-KEY = "a-key-of-more-than-16-characters"
+KEY = "a-key-of-more-than-16-characters"  # of the fixtures' service
 BEARER = {"Authorization": f"Bearer {KEY}"}
-INFO = ModelInfo(
-    name="m",
-    version="0123456789ab",
-    task="multiclass",
-    labels=["covid", "normal"],
-    thresholds=None,
-    image_height=8,
-    image_width=8,
-    preprocessing_fingerprint="f" * 64,
-    dataset_fingerprint="d" * 64,
-)
-
-
-async def predict(data: bytes) -> Prediction:
-    if data == b"slow":
-        await asyncio.sleep(5)
-    if data == b"broken":
-        raise ImageError("truncated", "the file ends too early")
-    if data == b"text":
-        raise ImageError("not-an-image", "the bytes are neither PNG, JPEG nor DICOM")
-    if data == b"bug":
-        raise RuntimeError("patient JOHN DOE")
-    return Prediction(("covid",), {"covid": 0.75, "normal": 0.25})
-
-
-@pytest.fixture
-def client() -> Iterator[TestClient]:
-    limits = EdgeLimits(body_bytes=2**20, deadline_seconds=0.2)
-    api = build_api(predict, INFO, key_digest=hashlib.sha256(KEY.encode()).hexdigest(), limits=limits)
-    with TestClient(api, raise_server_exceptions=False) as opened:
-        yield opened
 
 
 def test_health_is_open(client: TestClient) -> None:
@@ -59,11 +22,13 @@ def test_health_is_open(client: TestClient) -> None:
 
 def routes(client: TestClient) -> list[str]:
     paths = [route.path for route in client.app.routes]  # type: ignore[attr-defined]
-    return sorted({path.replace("{name}", "swagger-ui.css") for path in paths} - {"/healthz"})
+    return sorted({path.replace("{name}", "swagger-ui.css").replace("{version}", "1") for path in paths} - {"/healthz", "/readyz"})
 
 
 def test_every_other_route_wants_the_key(client: TestClient) -> None:
-    assert {"/v1/predict", "/v1/model", "/docs", "/openapi.json", "/docs/swagger-ui.css"} <= set(routes(client))
+    assert {"/v1/predict", "/v1/explain", "/v1/model", "/metrics", "/v2", "/docs", "/openapi.json", "/docs/swagger-ui.css"} <= set(
+        routes(client)
+    )
     for path in [*routes(client), "/nowhere"]:
         for method in ("GET", "POST", "HEAD", "OPTIONS"):
             answer = client.request(method, path)
@@ -105,6 +70,10 @@ def test_a_form_is_answered(client: TestClient, field: str) -> None:
     assert body["probabilities"] == {"covid": 0.75, "normal": 0.25}
     assert body["model_version"] == "0123456789ab"
     assert body["image_sha256"] == hashlib.sha256(b"pixels").hexdigest()
+    assert body["decision"]["covid"] == {"probability": 0.75, "threshold": None, "called": True}
+    assert body["decision"]["normal"]["called"] is False
+    assert body["gate"]["verdict"] == "ok"
+    assert body["calibrated"] is False
     assert body["request_id"] == answer.headers["x-request-id"]
     assert answer.headers["cache-control"] == "no-store"
 
@@ -122,7 +91,11 @@ def test_a_bare_body_is_answered(client: TestClient, kind: str) -> None:
         ({"content": b"{}", "headers": {"Content-Type": "application/json"}}, 415, "unsupported"),
         ({"data": {"note": "no file here"}, "files": {}}, 415, "unsupported"),
         ({"files": {"note": (None, "text, not a file")}}, 422, "no-file"),
-        ({"files": [("image", ("a", b"x")), ("image", ("b", b"y"))]}, 422, "bad-form"),
+        ({"files": [("image", ("a", b"x"))] * 17}, 422, "too-many-files"),
+        ({"files": [("image", ("a", b"x"))] * 1001}, 422, "too-many-files"),
+        ({"files": {str(number): (None, "field") for number in range(1001)}}, 422, "bad-form"),
+        ({"content": b"x", "headers": {"Content-Length": "-1"}}, 413, "too-large"),
+        ({"content": b"turned"}, 422, "not-upright"),
         ({"content": b"--x", "headers": {"Content-Type": "multipart/form-data"}}, 422, "bad-form"),
         ({"content": b"no boundary here", "headers": {"Content-Type": "multipart/form-data; boundary=zz"}}, 422, "bad-form"),
         ({"content": b"x" * (2**20 + 2**15)}, 413, "too-large"),
@@ -137,28 +110,104 @@ def test_refusals(client: TestClient, request_arguments: dict[str, Any], status:
     assert answer.json()["message"]
 
 
+def test_several_images_are_answered_in_their_order(client: TestClient) -> None:
+    contents = [b"one", b"broken", b"turned", b"two"]
+    answer = client.post("/v1/predict", files=[(f"field{n}", ("x", data)) for n, data in enumerate(contents)], headers=BEARER)
+    assert answer.status_code == 200
+    body = answer.json()
+    assert [entry.get("image_sha256") for entry in body["answers"]] == [
+        hashlib.sha256(b"one").hexdigest(),
+        None,
+        None,
+        hashlib.sha256(b"two").hexdigest(),
+    ]
+    assert [(entry["index"], entry["reason"]) for entry in body["answers"] if "reason" in entry] == [(1, "truncated"), (2, "not-upright")]
+    assert body["answers"][2]["gate"]["checks"][0]["verdict"] == "refused"
+    assert {entry["request_id"] for entry in body["answers"]} == {body["request_id"]}
+
+
+@pytest.mark.parametrize(
+    ("setting", "query", "status", "verdict"),
+    [
+        ("refuse", "", 422, "refused"),
+        ("refuse", "?gate=flag", 200, "flagged"),
+        ("flag", "", 200, "flagged"),
+        ("flag", "?gate=refuse", 422, "refused"),
+        ("off", "", 200, None),
+        ("off", "?gate=refuse", 200, None),
+    ],
+)
+def test_the_gate_refuses_flags_or_is_off(
+    serve_face: Callable[..., TestClient], setting: str, query: str, status: int, verdict: str | None
+) -> None:
+    answer = serve_face(gate=setting).post(f"/v1/predict{query}", content=b"turned", headers=BEARER)
+    assert answer.status_code == status
+    gate = answer.json()["gate"]
+    assert gate == verdict if gate is None else gate["verdict"] == verdict
+
+
+def test_a_bundle_without_a_gate_says_so(client: TestClient) -> None:
+    assert client.post("/v1/predict", content=b"no gate", headers=BEARER).json()["gate"] is None
+
+
+def test_an_explanation(client: TestClient) -> None:
+    answer = client.post("/v1/explain?label=normal", content=b"pixels", headers=BEARER)
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["label"], body["probability"], body["method"]) == ("normal", 0.25, "gradcam")
+    assert (body["heat_map"]["width"], body["heat_map"]["height"]) == (8, 8)
+    for png in (body["heat_map"]["png"], body["overlay"], body["image"]):
+        assert base64.b64decode(png).startswith(b"\x89PNG")
+    assert client.post("/v1/explain", content=b"pixels", headers=BEARER).json()["label"] == "covid"
+    picture = client.post("/v1/explain?format=png", content=b"pixels", headers=BEARER)
+    assert picture.headers["content-type"] == "image/png"
+    assert picture.content == base64.b64decode(body["overlay"])
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "reason"),
+    [
+        ("/v1/explain?label=nosuch", {"content": b"x"}, "unknown-label"),
+        ("/v1/explain?format=gif", {"content": b"x"}, "bad-request"),
+        ("/v1/explain", {"content": b"turned"}, "not-upright"),
+        ("/v1/explain", {"files": [("a", ("a", b"x")), ("b", ("b", b"y"))]}, "too-many-files"),
+        ("/v1/predict?gate=never", {"content": b"x"}, "bad-request"),
+    ],
+)
+def test_refusals_of_queries(client: TestClient, path: str, arguments: dict[str, Any], reason: str) -> None:
+    answer = client.post(path, headers=BEARER, **arguments)
+    assert (answer.status_code, answer.json()["reason"]) == (422, reason)
+
+
+def test_readiness_is_open_and_follows_the_engine(serve_face: Callable[..., TestClient], fake_engine: Any) -> None:
+    client = serve_face(engine=fake_engine)
+    assert client.get("/readyz").json() == {"status": "ready"}
+    fake_engine.healthy = False
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()) == (503, {"status": "not-ready"})
+
+
 def test_wrong_methods_and_routes_are_json_too(client: TestClient) -> None:
     assert client.get("/v1/predict", headers=BEARER).json()["reason"] == "no-method"
     assert client.get("/nowhere", headers=BEARER).json()["reason"] == "no-route"
     assert client.get("/docs/../edge.py", headers=BEARER).status_code == 404
 
 
-def test_our_own_fault_tells_the_client_nothing(client: TestClient) -> None:
+def test_our_own_fault_tells_neither_the_client_nor_the_log_what_was_sent(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     answer = client.post("/v1/predict", content=b"bug", headers=BEARER)
     assert answer.status_code == 500
-    assert "JOHN" not in answer.text
-    assert "Traceback" not in answer.text
+    assert answer.json()["reason"] == "internal"
+    assert "JOHN" not in answer.text + caplog.text
+    assert f"request {answer.json()['request_id']}: RuntimeError in score:" in caplog.text
 
 
 def test_an_upload_never_touches_the_disk(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = tempfile.SpooledTemporaryFile.rollover
+    def no_disk(*_: Any, **__: Any) -> None:
+        raise AssertionError("an upload was given a temporary file")
 
-    def no_disk(self: Any) -> None:
-        raise AssertionError("an upload was written to a temporary file")
-
-    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", no_disk)
+    for maker in ("SpooledTemporaryFile", "NamedTemporaryFile", "TemporaryFile", "mkstemp"):
+        monkeypatch.setattr(tempfile, maker, no_disk)
     assert client.post("/v1/predict", files={"image": ("x.png", b"p" * (2**20 - 1000))}, headers=BEARER).status_code == 200
-    assert real is not no_disk
 
 
 def test_docs_come_without_any_other_host(client: TestClient) -> None:
@@ -176,23 +225,48 @@ def test_openapi_describes_the_upload(client: TestClient) -> None:
     assert {"multipart/form-data", "application/dicom"} <= set(body)
 
 
-class TestKey:
-    def test_a_new_key_is_shown_once_and_only_its_digest_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("CXR_RAY_API_KEY", raising=False)
-        key = obtain_key()
-        assert key.shown is not None
-        assert key.digest == hashlib.sha256(key.shown.encode()).hexdigest()
-        assert obtain_key().shown != key.shown
+def hostile_forms() -> dict[str, bytes]:
+    """Bodies of 1 MiB that look like forms, with the boundary ``b``."""
+    part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="../../etc/passwd"\r\n\r\n'
+    return {
+        "near-boundaries": part + b"\r\n--" * 2**17,
+        "no-end": part + b"x" * 2**19,
+        "many-headers": b"--b\r\n" + b"x: y\r\n" * 2**17,
+        "long-header": b"--b\r\nContent-Disposition: " + b"a" * 2**19,
+        "many-parts": (part + b"\r\n") * 5000,
+        "parameters": b"--b\r\nContent-Disposition: form-data" + b'; name="a"' * 2**16 + b"\r\n\r\n\r\n--b--",
+    }
 
-    def test_from_a_file_or_the_environment(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (tmp_path / "key").write_text(KEY + "\n")
-        monkeypatch.setenv("CXR_RAY_API_KEY", KEY)
-        assert obtain_key(str(tmp_path / "key")) == obtain_key()
-        assert obtain_key().shown is None
 
-    def test_a_short_or_missing_key_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("CXR_RAY_API_KEY", "short")
-        with pytest.raises(ConfigError, match="at least 16"):
-            obtain_key()
-        with pytest.raises(ConfigError, match="cannot be read"):
-            obtain_key(str(tmp_path / "absent"))
+@pytest.mark.parametrize("name", hostile_forms())
+def test_hostile_forms_are_refused_quickly(client: TestClient, name: str) -> None:
+    start = time.process_time()
+    headers = {**BEARER, "Content-Type": "multipart/form-data; boundary=b"}
+    answer = client.post("/v1/predict", content=hostile_forms()[name], headers=headers)
+    assert 400 <= answer.status_code < 500, answer.text
+    assert answer.json()["reason"]
+    assert time.process_time() - start < 2.0
+
+
+def test_names_of_files_go_nowhere(client: TestClient) -> None:
+    answer = client.post("/v1/predict", files={"image": ("../../etc/cron.d/x", b"pixels")}, headers=BEARER)
+    assert answer.status_code == 200
+    assert "cron" not in answer.text
+
+
+def test_no_page_of_another_origin_may_ask_unless_it_is_named(serve_face: Callable[..., TestClient]) -> None:
+    asking = {"Origin": "https://viewer.example", "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    closed = serve_face().options("/v1/predict", headers=asking)
+    assert closed.status_code == 401
+    assert "access-control-allow-origin" not in closed.headers
+    opened = serve_face(cors_origins=["https://viewer.example"])
+    assert opened.options("/v1/predict", headers=asking).headers["access-control-allow-origin"] == "https://viewer.example"
+    other = opened.options("/v1/predict", headers={**asking, "Origin": "https://other.example"})
+    assert "access-control-allow-origin" not in other.headers
+    assert opened.get("/v1/model", headers={"Origin": "https://viewer.example"}).status_code == 401
+
+
+def test_a_request_id_is_taken_over_only_in_our_own_form(client: TestClient) -> None:
+    ours = "0123456789abcdef" * 2
+    assert client.get("/v1/model", headers={**BEARER, "X-Request-ID": ours}).headers["x-request-id"] == ours
+    assert client.get("/v1/model", headers={**BEARER, "X-Request-ID": "DOE^JANE"}).headers["x-request-id"] != "DOE^JANE"

@@ -26,7 +26,8 @@ from cxr_ray.models.ensemble import Ensemble
 from cxr_ray.models.inference import predict_probabilities
 from cxr_ray.training import crossval
 from cxr_ray.training.checkpoint import Best, EpochRecord, TrainState, save_checkpoint
-from cxr_ray.training.export import export_run, held_out, plan_export, write_export
+from cxr_ray.training.export import export_run, plan_export, write_export
+from cxr_ray.training.held_out import held_out
 from cxr_ray.training.progress import write_history
 from cxr_ray.training.run import BestRecord, RunManifest, describe_data, run_fingerprint, write_run
 

@@ -1,0 +1,138 @@
+"""What stands before Ray's proxy, around a stand-in for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from cxr_ray.cluster import RAY_ENVIRONMENT
+from cxr_ray.serving.guard import EdgeLimits
+from cxr_ray.serving.proxy import ProxyGuard, middlewares
+
+Message = dict[str, Any]
+
+
+class RayProxy:
+    """Answers as told and remembers what reached it."""
+
+    def __init__(self, status: int = 200, headers: list[tuple[bytes, bytes]] | None = None, body: bytes = b"{}") -> None:
+        self.status, self.headers, self.body = status, headers or [], body
+        self.scope: Message | None = None
+        self.messages: list[Message] = []
+
+    async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
+        self.scope = scope
+        self.messages.append(await receive())
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+def ask(
+    proxy: RayProxy, *parts: bytes, headers: dict[str, str] | None = None, path: str = "/v1/predict", ends: bool = True
+) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of the answer to a request whose body arrives in ``parts``; where it does not end, nothing more comes."""
+    sent: list[Message] = []
+    queue = [{"type": "http.request", "body": part, "more_body": not ends or number < len(parts)} for number, part in enumerate(parts, 1)]
+
+    async def receive() -> Message:
+        if not queue:
+            await asyncio.sleep(60)
+        return queue.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [(k.encode(), v.encode()) for k, v in (headers or {}).items()]}
+    guard = ProxyGuard(proxy, EdgeLimits(body_bytes=1000, body_seconds=0.2))  # type: ignore[arg-type]
+    asyncio.run(guard(scope, receive, send))
+    told = [(name.decode(), value.decode()) for name, value in sent[0]["headers"]]
+    assert len(dict(told)) == len(told), "a header twice"
+    return sent[0]["status"], dict(told), b"".join(message.get("body", b"") for message in sent[1:])
+
+
+OURS = [(b"content-type", b"application/json"), (b"x-content-type-options", b"nosniff")]
+
+
+def test_ray_is_told_to_use_it() -> None:
+    module, _, name = RAY_ENVIRONMENT["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
+    assert (module, name) == (middlewares.__module__, middlewares.__name__)
+    assert [middleware.cls for middleware in middlewares()] == [ProxyGuard]
+
+
+def test_a_body_reaches_ray_whole() -> None:
+    proxy = RayProxy(headers=OURS)
+    assert ask(proxy, b"one ", b"two")[0] == 200
+    assert proxy.messages == [{"type": "http.request", "body": b"one two", "more_body": False}]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "X-Request-Timeout-Seconds",
+        "x-request-disconnect-disabled",
+        "serve_multiplexed_model_id",
+        "Serve-Multiplexed-Model-Id",
+        "X-Session-Id",
+    ],
+)
+def test_clients_do_not_steer_ray(header: str) -> None:
+    proxy = RayProxy(headers=OURS)
+    ask(proxy, b"", headers={header: "?1", "accept": "*/*"})
+    assert proxy.scope is not None
+    names = {name.lower() for name, _ in proxy.scope["headers"]}
+    assert names == {b"accept", b"x-request-id"}
+
+
+def test_a_name_does_not_become_a_request_id() -> None:
+    proxy = RayProxy(headers=OURS)
+    _, headers, _ = ask(proxy, b"", headers={"X-Request-ID": "DOE^JANE"})
+    assert proxy.scope is not None
+    given = dict(proxy.scope["headers"])[b"x-request-id"].decode()
+    assert headers["x-request-id"] == given
+    assert given.isalnum()
+    assert len(given) == 32
+
+
+@pytest.mark.parametrize(
+    ("parts", "headers", "ends", "status", "reason"),
+    [
+        ([b"x" * 9000] * 2, {}, True, 413, "too-large"),
+        ([b""], {"content-length": "999999999"}, True, 413, "too-large"),
+        ([b"x"], {}, False, 408, "too-slow"),
+        ([], {}, False, 408, "too-slow"),
+    ],
+)
+def test_what_is_too_large_or_too_slow_never_reaches_ray(
+    parts: list[bytes], headers: dict[str, str], ends: bool, status: int, reason: str
+) -> None:
+    proxy = RayProxy()
+    found, told, body = ask(proxy, *parts, headers=headers, ends=ends)
+    assert (found, json.loads(body)["reason"]) == (status, reason)
+    assert told["connection"] == "close"
+    assert proxy.scope is None
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(404, "no-route"), (408, "deadline"), (429, "busy"), (500, "internal"), (503, "unavailable"), (504, "internal")]
+)
+def test_rays_own_errors_become_refusals(status: int, reason: str) -> None:
+    proxy = RayProxy(status, [(b"content-type", b"text/plain"), (b"retry-after", b"1")], b"Traceback: DOE^JANE")
+    found, headers, body = ask(proxy, b"")
+    assert (found, json.loads(body)["reason"]) == (status, reason)
+    assert headers["retry-after"] == "1"
+    assert b"DOE" not in body
+    assert json.loads(body)["request_id"] == headers["x-request-id"]
+
+
+def test_a_replicas_refusal_passes_as_it_is() -> None:
+    found, _, body = ask(RayProxy(422, OURS, b'{"reason": "truncated"}'), b"")
+    assert (found, body) == (422, b'{"reason": "truncated"}')
+
+
+def test_what_ray_serves_is_not_told() -> None:
+    proxy = RayProxy()
+    assert ask(proxy, b"", path="/-/routes")[0] == 404
+    assert proxy.scope is None
