@@ -49,14 +49,14 @@ def dicom_report(
 
     Example: cxr-ray dicom-report bundle xray.dcm --out answer
     """
-    reader = _reader(model, key_file, picture=picture)
+    _check_installed()
     from cxr_ray.serving.dicom.answer import answer
 
     try:
         data = image.read_bytes()
     except OSError as error:
         raise CxrRayError(f"{image} cannot be read: {error.strerror}") from None
-    answered = answer(data, reader)
+    answered = answer(data, _reader(model, key_file, picture=picture))
     out.mkdir(parents=True, exist_ok=True)
     names = _NAMES[: len(answered.objects)]
     for name, made in zip(names, answered.objects, strict=True):
@@ -82,7 +82,7 @@ def dicom_listen(
 
     Example: cxr-ray dicom-listen bundle --answer-to 127.0.0.1:4242/ARCHIVE
     """
-    reader = _reader(model, key_file, picture=picture)
+    _check_installed()
     from cxr_ray.serving.dicom.answer import answer
     from cxr_ray.serving.dicom.delivery import Delivery, Destination
     from cxr_ray.serving.dicom.listener import ListenSettings, listening
@@ -90,8 +90,9 @@ def dicom_listen(
 
     given = {"host": host, "port": port, "ae_title": aet, "callers": caller or []}
     settings = parse_settings(ListenSettings, given, where="dicom-listen")
+    to, reader = Destination.parse(answer_to), _reader(model, key_file, picture=picture)
     logging.getLogger("cxr_ray.serving.dicom").setLevel(logging.INFO)  # a line an image: what an operator watches
-    delivery = Delivery(Destination.parse(answer_to), ae_title=aet)
+    delivery = Delivery(to, ae_title=aet)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -104,11 +105,14 @@ def dicom_listen(
         delivery.close()
 
 
-def _reader(model: str, key_file: Path | None, *, picture: bool) -> Reader:
-    """Asks a BUNDLE in this process, or a service."""
+def _check_installed() -> None:
     for package in ("highdicom", "pynetdicom"):
         if importlib.util.find_spec(package) is None:
             raise CxrRayError(f"{package} is not installed", hint="pip install 'cxr-ray[dicom]'")
+
+
+def _reader(model: str, key_file: Path | None, *, picture: bool) -> Reader:
+    """Asks a BUNDLE in this process, or a service."""
     if model.startswith(("http://", "https://")):
         from cxr_ray.client import Client
 

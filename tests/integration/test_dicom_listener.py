@@ -22,6 +22,7 @@ import pytest
 pytest.importorskip("highdicom", reason="the extra dicom is not installed")
 pytest.importorskip("pynetdicom", reason="the extra dicom is not installed")
 
+from pydantic import ValidationError
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import (
@@ -37,7 +38,7 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, evt
 
-from cxr_ray.errors import ClusterError, ConfigError, CxrRayError, ImageError
+from cxr_ray.errors import ClusterError, CxrRayError, ImageError
 from cxr_ray.serving.dicom.answer import answer
 from cxr_ray.serving.dicom.delivery import Delivery, Destination
 from cxr_ray.serving.dicom.listener import ListenSettings, listening
@@ -228,9 +229,8 @@ def test_only_those_who_are_named_and_know_our_name_may_call(xray: Callable[...,
             ae = AE(caller)
             ae.add_requested_context(ComputedRadiographyImageStorage)
             assert ae.associate("127.0.0.1", port, ae_title=called).is_rejected
-    with pytest.raises(ConfigError, match="must be named"):
-        with listener(archive.to, host="0.0.0.0"):
-            pass
+    with pytest.raises(ValidationError, match="must be named"):
+        ListenSettings(host="0.0.0.0")
 
 
 def test_echo_and_classes_that_are_not_taken(archive: Archive) -> None:

@@ -23,13 +23,13 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 
-from cxr_ray.errors import ClusterError, ConfigError, CxrRayError, ImageError
+from cxr_ray.errors import ClusterError, CxrRayError, ImageError
 from cxr_ray.imaging.dicom_header import EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE
 from cxr_ray.imaging.frames import JPEG_2000, JPEG_FAMILY, RLE
 from cxr_ray.serving.dicom.answer import Answer
@@ -70,6 +70,12 @@ class ListenSettings(Settings):
                 raise ValueError(f"{title!r} is no AE title: 1 to 16 printable ASCII characters, no backslash")
         return value
 
+    @model_validator(mode="after")
+    def _known_callers(self) -> Self:
+        if not self.callers and not _is_loopback(self.host):
+            raise ValueError(f"host {self.host} lets others in, so the callers must be named: --caller AET, once for each")
+        return self
+
 
 @contextlib.contextmanager
 def listening(answer: Callable[[bytes], Answer], delivery: Delivery, settings: ListenSettings) -> Iterator[int]:
@@ -81,12 +87,8 @@ def listening(answer: Callable[[bytes], Answer], delivery: Delivery, settings: L
         settings: Bounds.
 
     Raises:
-        ConfigError: Other hosts can reach it, and no callers are named.
         ClusterError: The port is taken.
     """
-    if not settings.callers and not _is_loopback(settings.host):
-        faults = [f"host {settings.host} lets others in, so the AE titles that may call must be named"]
-        raise ConfigError(faults, where="dicom-listen", hint="--caller AET, once for each, or --host 127.0.0.1")
     server = _server(_Store(answer, delivery), settings)
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="dicom-listener", daemon=True)
     thread.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -96,11 +97,12 @@ def local_reader(predictor: Predictor, *, picture: bool) -> Reader:
     """Ask a model in this process; ``picture``: with a heat map of the most probable label."""
     from cxr_ray.evaluation.explain import explain, overlay_png
 
-    manifest = predictor.bundle.manifest
+    manifest, lock = predictor.bundle.manifest, threading.Lock()  # an explanation and a forward pass must not meet in one network
 
     def read(data: bytes) -> Reading:
         image = predictor.decode(data)
-        probabilities, (verdict,) = predictor.predict_checked(image[None])
+        with lock:
+            probabilities, (verdict,) = predictor.predict_checked(image[None])
         if verdict is not None and verdict.refusal is not None and verdict.reason is not None:
             raise ImageError(verdict.reason, verdict.refusal.message)
         said = predictor.call(probabilities[0])
@@ -111,7 +113,8 @@ def local_reader(predictor: Predictor, *, picture: bool) -> Reader:
         )
         seen = None
         if picture:
-            found = explain(predictor.model, image)
+            with lock:
+                found = explain(predictor.model, image)
             seen = heat_map(manifest.labels[found.label], overlay_png(image, found.heat_HW))
         return Reading(findings, manifest.name, predictor.bundle.version, remarks(manifest.unsound), seen)
 

@@ -102,7 +102,6 @@ def test_a_long_banner_line_is_made_to_fit() -> None:
 
 
 def test_the_same_question_has_the_same_answer(xray: Xray, reading: Reading) -> None:
-    assert written(xray(), reading)[0][-2000:] == written(xray(), reading)[0][-2000:]
     uids = [made.SOPInstanceUID for made in map(read, written(xray(), reading))]
     assert uids == [made.SOPInstanceUID for made in map(read, written(xray(), reading))]
     other = replace(reading, version="000000000000")
