@@ -28,9 +28,26 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from cxr_ray.cli import ask, cluster, data, demo, explain, inspect, keys, models, reproduce, select, service, synthesis, train, tune
+    from cxr_ray.cli import (
+        ask,
+        cluster,
+        data,
+        demo,
+        dicom,
+        explain,
+        inspect,
+        keys,
+        models,
+        reproduce,
+        select,
+        service,
+        synthesis,
+        train,
+        tune,
+    )
 
-    for module in (demo, data, synthesis, train, tune, select, models, reproduce, explain, service, ask, keys, cluster, inspect):
+    line = (demo, data, synthesis, train, tune, select, models, reproduce, explain)
+    for module in (*line, service, ask, keys, dicom, cluster, inspect):
         module.register(app)
 
 

@@ -35,7 +35,7 @@ def ask(
     """
     from cxr_ray.client import Client, ServiceError
 
-    client = Client(url, _key(key_file), timeout=timeout)
+    client = Client(url, read_key(key_file), timeout=timeout)
     rows, answers, refused = [], [], 0
     for image in images:
         try:
@@ -56,7 +56,8 @@ def ask(
         raise CxrRayError(f"{refused} of {len(images)} images got no answer")
 
 
-def _key(key_file: Path | None) -> str:
+def read_key(key_file: Path | None) -> str:
+    """The API key from ``key_file``, else from the environment."""
     if key_file is None:
         if KEY_VARIABLE not in os.environ:
             raise CxrRayError("no API key was given", hint=f"--key-file FILE, or set {KEY_VARIABLE}")
