@@ -25,7 +25,8 @@ from cxr_ray.serving.schema import Refusal
 logger = logging.getLogger(__name__)
 
 OPEN_ROUTES = frozenset({"/healthz", "/readyz"})
-_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="cxr-ray", Basic realm="cxr-ray"'}
+_CHALLENGE = {"WWW-Authenticate": 'Basic realm="cxr-ray", Bearer realm="cxr-ray"'}
+"""Basic first: Chromium reads no further than the first scheme, and would not ask for the key."""
 
 
 @dataclass(frozen=True, slots=True)

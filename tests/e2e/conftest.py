@@ -1,9 +1,8 @@
-"""A service with made-up answers behind the real page, and a browser to look at it with."""
+"""A service with a made-up model behind its real HTTP face, and a browser to look at its page with."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import io
 import os
@@ -19,179 +18,138 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from numpy.typing import NDArray
 from PIL import Image
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cxr_ray.errors import ImageError
 from cxr_ray.imaging.preprocess import PreprocessSpec, load_image
+from cxr_ray.models.gate import GateCheck, GateVerdict
 from cxr_ray.serving import web
+from cxr_ray.serving.audit import OFF, AuditLog
+from cxr_ray.serving.edge import Face, build_api
+from cxr_ray.serving.engine import Explained, Scored
+from cxr_ray.serving.keys import KeyRecord, KeyRing
+from cxr_ray.serving.predictor import Prediction
+from cxr_ray.serving.schema import ModelInfo
 
 KEY = "a-key-for-the-page"
 SPEC = PreprocessSpec(height=160, width=160)
-CHECKS = {
-    "like-training-data": ("the image lies as near to the training images as they do to each other", 11.2, 17.9),
-    "upright": ("the image stands upright", 0.996, 0.5),
-    "not-inverted": ("dense tissue is bright", 0.981, 0.5),
-}
+CHECKS = (
+    GateCheck("radiograph", "ok", 0.94, 1.62, "laid out like the radiographs of the training"),
+    GateCheck("polarity", "ok", 0.003, 0.5, "black and white as in the training"),
+    GateCheck("upright", "ok", 0.012, 0.5, "upright"),
+    GateCheck("familiar", "ok", 1.07, 1.48, "the network responds as to its training images"),
+)
+TURNED = GateCheck("upright", "refused", 0.997, 0.5, "the image looks turned by 90° to the left")
 
 
 @dataclass
-class FakeService:
-    """What the service says next, and what it was sent."""
+class FakeEngine:
+    """A model's answers, made up: what it says next, and what it was sent."""
 
+    info: ModelInfo
     probabilities: dict[str, float] = field(default_factory=lambda: {"pneumonia": 0.832, "covid": 0.127, "normal": 0.041})
-    thresholds: dict[str, float] | None = None
-    verdict: str = "ok"
-    """Of the input gate."""
-    statuses: list[int] = field(default_factory=list)
-    """Of the next requests to ``/v1/predict``, before any is answered."""
+    turned: bool = False
+    """The input gate refuses."""
     held: bool = False
     """Answers are held back until it is False again."""
     explains: bool = True
+    statuses: list[int] = field(default_factory=list)
+    """Of the next requests to ``/v1/predict``, before any is answered."""
     bodies: list[bytes] = field(default_factory=list)
-    headers: list[dict[str, str]] = field(default_factory=list)
+    headers: list[list[tuple[bytes, bytes]]] = field(default_factory=list)
     url: str = ""
 
-    def gate(self, mode: str | None) -> dict[str, Any]:
-        """The verdict, and its checks: the one that fails comes first by value."""
-        verdict = "flagged" if self.verdict == "refused" and mode == "flag" else self.verdict
-        checks = [
-            {"name": name, "verdict": "ok", "value": value, "threshold": threshold, "message": message}
-            for name, (message, value, threshold) in CHECKS.items()
-        ]
-        if verdict != "ok":
-            checks[1] |= {"verdict": verdict, "value": 0.024, "message": "the image looks turned: its top is not where a chest's top is"}
-        return {"verdict": verdict, "checks": checks}
+    def find(self, findings: dict[str, float], thresholds: dict[str, float]) -> None:
+        """Become a multilabel model."""
+        self.probabilities = findings
+        self.info.task, self.info.labels, self.info.thresholds = "multilabel", list(findings), list(thresholds.values())
 
-    def answer(self, data: bytes, mode: str | None) -> Response:
-        """``POST /v1/predict`` by the contract."""
+    async def score(self, data: bytes) -> Scored:
         self.bodies.append(data)
-        if self.statuses:
-            status = self.statuses.pop(0)
-            message = "too many requests" if status == 429 else "the service is at fault"
-            body = {"reason": "busy" if status == 429 else "failed", "message": message, "request_id": "r" * 32}
-            return JSONResponse(body, status, {"Retry-After": "1"} if status == 429 else {})
-        try:
-            load_image(data, SPEC)
-        except ImageError as error:
-            return JSONResponse({"reason": error.reason, "message": error.message, "request_id": "r" * 32}, 415)
-        gate = self.gate(mode)
-        if gate["verdict"] == "refused":
-            message = "the image is not upright: turn it and send it again"
-            return JSONResponse({"reason": "not-upright", "message": message, "request_id": "r" * 32, "gate": gate}, 422)
-        if self.thresholds is None:
-            labels = [max(self.probabilities, key=lambda name: self.probabilities[name])]
-        else:
-            labels = [name for name, value in self.probabilities.items() if value >= self.thresholds[name]]
-        thresholds = self.thresholds or dict.fromkeys(self.probabilities)
-        return JSONResponse(
-            {
-                "labels": labels,
-                "probabilities": self.probabilities,
-                "decision": {
-                    name: {"probability": value, "threshold": thresholds[name], "called": name in labels}
-                    for name, value in self.probabilities.items()
-                },
-                "gate": gate,
-                "calibrated": True,
-                "model": "cnn-lstm",
-                "model_version": "3f9a1c0b77de",
-                "image_sha256": hashlib.sha256(data).hexdigest(),
-                "request_id": "0" * 32,
-                "milliseconds": 48.3,
-            }
-        )
+        while self.held:
+            await asyncio.sleep(0.01)
+        return self._scored(load_image(data, SPEC)[0])
 
-    def explanation(self, data: bytes, label: str) -> Response:
-        """``POST /v1/explain``: a warm spot whose place depends on the label."""
-        if not self.explains:
-            return JSONResponse({"reason": "deadline", "message": "no heat map in time", "request_id": "r" * 32}, 504)
-        image, _ = load_image(data, SPEC)
-        center = (52, 112, 82)[list(self.probabilities).index(label) % 3]
+    def _scored(self, pixels: NDArray[np.uint8]) -> Scored:
+        thresholds = self.info.thresholds
+        if thresholds is None:
+            called = (max(self.probabilities, key=lambda name: self.probabilities[name]),)
+        else:
+            called = tuple(name for (name, value), cut in zip(self.probabilities.items(), thresholds, strict=True) if value >= cut)
+        checks = (*CHECKS[:2], TURNED, CHECKS[3]) if self.turned else CHECKS
+        return Scored(Prediction(called, self.probabilities), GateVerdict("refused" if self.turned else "ok", checks), pixels)
+
+    async def score_pixels(self, images: NDArray[np.uint8]) -> list[Scored]:
+        return [self._scored(image) for image in images]
+
+    async def explain(self, data: bytes, label: str | None) -> Explained:
+        """A warm spot whose place depends on the label."""
+        if not self.explains or label is None:
+            raise ImageError("no-heat-map", "no heat map today")
+        scored = self._scored(load_image(data, SPEC)[0])
+        center = (52, 112, 82)[self.info.labels.index(label) % 3]
         y, x = np.mgrid[0:160, 0:160]
         heat = np.exp(-(((x - center) / 20) ** 2) - ((y - 66) / 24) ** 2)
-        return JSONResponse(
-            {
-                "label": label,
-                "probability": self.probabilities[label],
-                "method": "gradcam",
-                "heat_map": {"width": 160, "height": 160, "png": encoded(np.uint8(np.rint(255 * heat)))},
-                "overlay": encoded(image),
-                "image": encoded(image),
-            }
-        )
+        image = grey_png(scored.pixels)
+        return Explained(scored, label, "gradcam", image, grey_png(np.uint8(np.rint(255 * heat))), image)
 
-    def model(self) -> dict[str, Any]:
-        """``GET /v1/model``."""
-        return {
-            "name": "cnn-lstm",
-            "version": "3f9a1c0b77de",
-            "task": "multilabel" if self.thresholds else "multiclass",
-            "labels": list(self.probabilities),
-            "thresholds": list(self.thresholds.values()) if self.thresholds else None,
-            "image_height": 160,
-            "image_width": 160,
-            "preprocessing_fingerprint": "f" * 64,
-            "dataset_fingerprint": "d" * 64,
-            "unsound": None,
-            "calibrated": True,
-            "manifest_sha256": "a" * 64,
-            "gate": None,
-            "card": "# cnn-lstm\n\nMade up, for the tests of the page.\n",
-            "metrics": {"n": 120, "patients": 71, "accuracy": {"value": 0.9, "ci95": [0.84, 0.95]}},
-        }
+    async def ready(self) -> bool:
+        return True
 
 
-def encoded(pixels: Any) -> str:
-    """Grey pixels -> base64 of a PNG."""
+def grey_png(pixels: Any) -> bytes:
+    """(H, W) uint8 -> a PNG."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
-    return base64.b64encode(stream.getvalue()).decode()
+    return stream.getvalue()
 
 
-def build(fake: FakeService) -> FastAPI:
-    """The fake behind the routes that the page knows, and behind HTTP Basic."""
-    api = FastAPI()
+def troubled(engine: FakeEngine, api: ASGIApp) -> ASGIApp:
+    """What may stand between the page and the service: notes the headers, and answers in its own words while ``statuses`` says so."""
 
-    @api.middleware("http")
-    async def guard(request: Request, pass_on: Callable[[Request], Any]) -> Response:
-        expected = "Basic " + base64.b64encode(f"page:{KEY}".encode()).decode()
-        if request.headers.get("authorization") != expected:
-            return JSONResponse({"reason": "no-key", "message": "no key"}, 401, {"WWW-Authenticate": 'Basic realm="cxr-ray"'})
-        fake.headers.append(dict(request.headers))
-        answer: Response = await pass_on(request)
-        return answer
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        engine.headers.append(scope["headers"])
+        if scope["path"] != "/v1/predict" or not engine.statuses:
+            return await api(scope, receive, send)
+        status = engine.statuses.pop(0)
+        body = {"reason": "failed", "message": "the service is at fault", "request_id": "0" * 32}
+        await JSONResponse(body, status, {"Retry-After": "1"} if status == 429 else {})(scope, receive, send)
 
-    @api.post("/v1/predict")
-    async def predict(request: Request, gate: str | None = None) -> Response:
-        while fake.held:
-            await asyncio.sleep(0.01)
-        return fake.answer(await request.body(), gate)
-
-    @api.post("/v1/explain")
-    async def explain(request: Request, label: str) -> Response:
-        return fake.explanation(await request.body(), label)
-
-    @api.get("/v1/model")
-    async def model() -> dict[str, Any]:
-        return fake.model()
-
-    web.mount(api)
-    return api
+    return app
 
 
 @pytest.fixture
-def service() -> Iterator[FakeService]:
-    """A fake service that listens; its ``url`` holds the key, as a user's browser would after asking for it."""
-    fake = FakeService()
+def service() -> Iterator[FakeEngine]:
+    """The real HTTP face around made-up answers; its ``url`` holds the key, as a user's browser would after asking for it."""
+    info = ModelInfo(
+        name="cnn-lstm",
+        version="3f9a1c0b77de",
+        task="multiclass",
+        labels=["pneumonia", "covid", "normal"],
+        thresholds=None,
+        image_height=160,
+        image_width=160,
+        preprocessing_fingerprint=SPEC.fingerprint,
+        dataset_fingerprint="d" * 64,
+        calibrated=True,
+        manifest_sha256="a" * 64,
+        card="# cnn-lstm\n\nMade up, for the tests of the page.\n",
+        metrics={"n": 120, "patients": 71, "accuracy": {"value": 0.9, "ci95": [0.84, 0.95]}},
+    )
+    engine = FakeEngine(info)
+    ring = KeyRing([KeyRecord(id="page", sha256=hashlib.sha256(KEY.encode()).hexdigest())])
+    api = build_api(Face(engine=engine, info=info, keys=ring, audit=AuditLog(OFF, model_sha256="a" * 64)))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(build(fake), log_level="warning", ws="none", lifespan="off"))
+        listener.listen()  # what comes before the server runs waits for it
+        server = uvicorn.Server(uvicorn.Config(troubled(engine, api), log_level="warning", ws="none", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        fake.url = f"http://page:{KEY}@127.0.0.1:{listener.getsockname()[1]}/"
-        yield fake
+        engine.url = f"http://page:{KEY}@127.0.0.1:{listener.getsockname()[1]}/"
+        yield engine
         server.should_exit = True
         thread.join(10)
 
