@@ -112,7 +112,7 @@ def test_a_busy_service_is_asked_again(url: str) -> None:
     assert len(Service.seen) == 3
     Service.busy = 10**6
     with pytest.raises(ServiceError) as error:
-        Client(url, KEY, timeout=0.1).predict(b"one")
+        Client(url, KEY, timeout=3).predict(b"one")
     assert (error.value.reason, error.value.status) == ("busy", 429)
 
 

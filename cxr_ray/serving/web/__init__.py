@@ -7,6 +7,8 @@ from importlib.resources import files
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import Response
 
+from cxr_ray.serving.schema import Refusal
+
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -50,7 +52,7 @@ def mount(api: FastAPI) -> None:
         """Names of the bundled samples. All are synthetic: drawn by a program, of nobody."""
         return list(samples)
 
-    @api.get("/v1/samples/{name}", tags=["samples"], response_class=Response)
+    @api.get("/v1/samples/{name}", tags=["samples"], response_class=Response, responses={404: {"model": Refusal}})
     async def sample(name: str) -> Response:
         """One sample, as a file to send to ``/v1/predict``."""
         return _known(samples, name)
