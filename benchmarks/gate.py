@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,9 @@ from cxr_ray.data.shards import open_dataset
 from cxr_ray.errors import ImageError
 from cxr_ray.imaging.preprocess import PreprocessSpec, preprocess
 from cxr_ray.models.gate import GateVerdict
+from cxr_ray.models.record import GateRecord
 from cxr_ray.serving.predictor import Predictor
+from cxr_ray.training.run import hardware, versions
 
 Images = NDArray[np.uint8]
 PHOTOGRAPHS, NOISE = 200, 50
@@ -61,6 +64,13 @@ def summary(verdicts: Sequence[GateVerdict | None]) -> dict[str, Any]:
     return {"n": len(verdicts), "refused": round(reasons.total() / len(verdicts), 4), **dict(sorted(reasons.items()))}
 
 
+def facts(record: GateRecord) -> dict[str, Any]:
+    """What the gate was fitted on, date, hardware and versions."""
+    fitted = {"fitted_on": record.fitted_on, "fitted_n": record.n, "held_out": record.held_out, "held_out_n": record.n_held_out}
+    named = {f"{name}_version": version for name, version in versions().items()}
+    return {**fitted, "date": time.strftime("%Y-%m-%d"), **hardware(), **named}
+
+
 def main() -> None:
     """Print, for each kind of image, how many are refused and why."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,7 +78,7 @@ def main() -> None:
     parser.add_argument("--images", required=True, help="DATASET whose test part gives the false alarms")
     parser.add_argument("--dicom-other", help="folder of other radiographs")
     parser.add_argument("--chest", help="folder of chest X-rays from elsewhere")
-    parser.add_argument("--json", action="store_true", help="one object on stdout")
+    parser.add_argument("--json", action="store_true", help="one flat object on stdout: shares refused")
     arguments = parser.parse_args()
     predictor = Predictor(read_bundle(arguments.bundle))
     if predictor.gate is None:
@@ -96,7 +106,8 @@ def main() -> None:
         kinds["chest_elsewhere"] = folder(predictor, arguments.chest)
     found = {kind: summary(predictor.predict_checked(images)[1]) for kind, images in kinds.items()}
     if arguments.json:
-        print(json.dumps({"bundle": predictor.bundle.version, **found}))
+        shares = {kind: row["refused"] for kind, row in found.items()} | {f"{kind}_n": row["n"] for kind, row in found.items()}
+        print(json.dumps({**shares, **facts(predictor.gate.record)}))
     else:
         print("\n".join(f"{kind:20} {row['n']:5} {row['refused']:8.2%}  {row}" for kind, row in found.items()))
 

@@ -20,7 +20,7 @@ from cxr_ray.bundle import read_bundle
 from cxr_ray.cpu import use_cores
 from cxr_ray.errors import BundleError, ConfigError, ImageError, SourceError, StorageError
 from cxr_ray.labels import LabelSet
-from cxr_ray.serving.predictor import Predictor
+from cxr_ray.serving.predictor import Prediction, Predictor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", "")
 """What is offered to the decoder, which decides by content; other files of a folder are not images."""
@@ -67,15 +67,22 @@ def _score(batch: dict[str, Any], bundle: str, version: str, root: str) -> pa.Ta
             reasons.append(error.reason)
         except StorageError:
             reasons.append("unreadable")
-    scores = iter(predictor.predict_arrays(np.stack(images)) if images else ())
-    return _rows(files, [None if reason else predictor.call(next(scores)) for reason in reasons], reasons, predictor.bundle.labels)
+    scored = iter(zip(*predictor.predict_checked(np.stack(images)), strict=True) if images else ())
+    answers: list[Prediction | None] = []
+    gate: list[str | None] = []
+    for reason in reasons:
+        probabilities, verdict = next(scored) if reason is None else (None, None)
+        answers.append(predictor.call(probabilities) if probabilities is not None else None)
+        gate.append(verdict.reason or "ok" if verdict is not None else None)
+    return _rows(files, answers, reasons, gate, predictor.bundle.labels)
 
 
-def _rows(files: list[str], answers: list[Any], reasons: list[str | None], labels: LabelSet) -> pa.Table:
+def _rows(files: list[str], answers: list[Any], reasons: list[str | None], gate: list[str | None], labels: LabelSet) -> pa.Table:
     columns = {
         "file": pa.array(files, pa.string()),
         "labels": pa.array(["|".join(answer.labels) if answer else None for answer in answers], pa.string()),
         "error": pa.array(reasons, pa.string()),
+        "gate": pa.array(gate, pa.string()),
     }
     for name in labels.names:
         columns[f"p_{name}"] = pa.array([answer.probabilities[name] if answer else None for answer in answers], pa.float32())
@@ -90,8 +97,8 @@ def predict_folder(
     Args:
         bundle: BUNDLE that every worker can read.
         source: Folder, searched to any depth, or one file; a local path or a URI.
-        out: ``.parquet`` or ``.csv``: columns ``file`` (below ``source``), ``labels`` (``A|B``), ``error`` (reason, or empty),
-            ``p_<label>`` (0..1).
+        out: ``.parquet`` or ``.csv``: columns ``file`` (below ``source``), ``labels`` (``A|B``), ``error`` (reason, or empty), ``gate``
+            (``ok``, or why the bundle's input gate would refuse the image; empty without a gate), ``p_<label>`` (0..1).
         batch_size: Images a forward pass.
         report: Called with images done and in all.
 

@@ -337,3 +337,18 @@ def test_a_gate_that_is_not_the_exported_one_is_refused(tmp_path: Path, gate: Ga
     place.unlink()
     with pytest.raises(BundleError, match=f"{GATE_FILE} is missing"):
         read_bundle(bundle.location)
+
+
+def test_a_scored_folder_says_what_the_gate_says(tmp_path: Path, gate: Gate, png: bytes) -> None:
+    from cxr_ray.serving.offline import _score
+
+    (tmp_path / "x.png").write_bytes(png)
+    (tmp_path / "text.png").write_bytes(b"no image")
+    refusing = Gate(gate.record, {**gate.tensors, "polarity.bias": np.array([9], np.float32)})
+    for name, one, expected in (("none", None, None), ("passing", gate, "ok"), ("refusing", refusing, "inverted")):
+        tensors = {} if one is None else {**one.tensors, "turn.bias": np.array([9, 0, 0, 0], np.float32)}
+        bundle = write(tmp_path / name, [member(0)], gate=None if one is None else Gate(one.record, tensors))
+        table = _score({"file": ["x.png", "text.png"]}, bundle.location, bundle.version, str(tmp_path))
+        assert table.column("gate").to_pylist() == [expected, None]
+        assert table.column("error").to_pylist() == [None, "not-an-image"]
+        assert table.column("labels").null_count == 1

@@ -31,6 +31,7 @@ def test_help_answers_in_a_second() -> None:
         "export",
         "compare",
         "predict",
+        "explain",
         "serve",
         "validate",
         "doctor",
@@ -40,7 +41,22 @@ def test_help_answers_in_a_second() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "phantoms", "ingest", "train", "evaluate", "export", "compare", "predict", "serve", "validate", "doctor", "recipes"]
+    "command",
+    [
+        "demo",
+        "phantoms",
+        "ingest",
+        "train",
+        "evaluate",
+        "export",
+        "compare",
+        "predict",
+        "explain",
+        "serve",
+        "validate",
+        "doctor",
+        "recipes",
+    ],
 )
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([command, "--help"]) == 0
