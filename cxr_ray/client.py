@@ -13,10 +13,10 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -25,6 +25,7 @@ from cxr_ray.serving.schema import Answer, Answers, Explanation, IndexedRefusal,
 
 Source = str | PathLike[str] | bytes
 """A file's path, or its content."""
+GatePolicy = Literal["refuse", "flag"]
 _BUSY = frozenset({429, 503})
 M = TypeVar("M", bound=BaseModel)
 
@@ -60,36 +61,28 @@ class Client:
             raise ServiceError(f"{url!r} is no address of a service", reason="unreachable", hint="such as http://127.0.0.1:8000")
         self._url, self._key, self._timeout = url.rstrip("/"), key, timeout
 
-    @overload
-    def predict(self, source: Source, *, gate: Literal["refuse", "flag"] | None = None) -> Answer: ...
-
-    @overload
-    def predict(self, source: Sequence[Source], *, gate: Literal["refuse", "flag"] | None = None) -> list[Answer | IndexedRefusal]: ...
-
-    def predict(
-        self, source: Source | Sequence[Source], *, gate: Literal["refuse", "flag"] | None = None
-    ) -> Answer | list[Answer | IndexedRefusal]:
-        """Classify one image, or up to 16 in one request.
+    def predict(self, source: Source, *, gate: GatePolicy | None = None) -> Answer:
+        """Classify one image.
 
         Args:
-            source: A path, a content, or several of them.
+            source: A path or a content.
             gate: ``flag``: answer what the input gate refuses all the same. None: as the service is set.
 
-        Returns:
-            The answer; for several, an answer or a refusal each, in their order.
+        Raises:
+            ServiceError: The service refuses the image, or does not answer.
+        """
+        return self._ask("/v1/predict", Answer, {"gate": gate}, content=_read(source))
+
+    def predict_many(self, sources: Sequence[Source], *, gate: GatePolicy | None = None) -> list[Answer | IndexedRefusal]:
+        """Classify 2 to 16 images in one request: an answer or a refusal each, in their order.
 
         Raises:
-            ServiceError: The service refuses the request or the one image, or does not answer.
+            ServiceError: The service refuses the request as a whole, or does not answer.
         """
-        query = {"gate": gate} if gate else {}
-        if isinstance(source, (str, bytes, PathLike)):
-            return self._ask("/v1/predict", Answer, query, content=_read(source))
-        contents = [_read(one) for one in source]
-        if len(contents) == 1:  # a form of one file is answered like a bare image
-            return [self._ask("/v1/predict", Answer, query, content=contents[0])]
         boundary = secrets.token_hex(16)
+        content = _form([_read(source) for source in sources], boundary)
         kind = f"multipart/form-data; boundary={boundary}"
-        return self._ask("/v1/predict", Answers, query, content=_form(contents, boundary), kind=kind).answers
+        return self._ask("/v1/predict", Answers, {"gate": gate}, content=content, kind=kind).answers
 
     def explain(self, source: Source, *, label: str | None = None) -> Explanation:
         """Where the model looked in one image for ``label`` (None: the most probable one).
@@ -97,7 +90,7 @@ class Client:
         Raises:
             ServiceError: As :meth:`predict`.
         """
-        return self._ask("/v1/explain", Explanation, {"label": label} if label else {}, content=_read(source))
+        return self._ask("/v1/explain", Explanation, {"label": label}, content=_read(source))
 
     def model(self) -> ModelInfo:
         """What is being served.
@@ -108,9 +101,16 @@ class Client:
         return self._ask("/v1/model", ModelInfo, {})
 
     def _ask(
-        self, path: str, model: type[M], query: dict[str, str], *, content: bytes | None = None, kind: str = "application/octet-stream"
+        self,
+        path: str,
+        model: type[M],
+        query: Mapping[str, str | None],
+        *,
+        content: bytes | None = None,
+        kind: str = "application/octet-stream",
     ) -> M:
-        url = f"{self._url}{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
+        given = urllib.parse.urlencode({name: value for name, value in query.items() if value is not None})
+        url = f"{self._url}{path}" + (f"?{given}" if given else "")
         headers = {"Authorization": f"Bearer {self._key}", "Content-Type": kind}
         end = time.monotonic() + self._timeout
         while True:

@@ -66,13 +66,16 @@ def serve(
     """
     from cxr_ray.cluster import connected
     from cxr_ray.serving.app import ServeSettings, serve_until_stopped
+    from cxr_ray.serving.audit import OFF, STDOUT
     from cxr_ray.serving.keys import obtain_key
     from cxr_ray.settings import parse_settings
+    from cxr_ray.storage import absolute
 
     if keys is not None and key_file is not None:
         raise ConfigError(["--keys and --key-file exclude each other: one is a file of many keys, the other of one"], where="serve")
     key = obtain_key(key_file) if keys is None else None
-    given = {"bundle": bundle, "replicas": replicas, "keys": keys, "key_sha256": key and key.digest, "gate": gate, "audit": audit}
+    given = {"bundle": bundle, "replicas": replicas, "key_sha256": key and key.digest, "gate": gate}
+    given |= {"keys": keys and absolute(keys), "audit": audit if audit in (STDOUT, OFF) else absolute(audit)}
     settings = parse_settings(ServeSettings, given, where="serve")
     settings.key_ring()
     with connected(address):

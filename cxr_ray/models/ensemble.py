@@ -54,7 +54,7 @@ class Ensemble(nn.Module):
             raise ModelError(f"{len(members)} members and {len(shares)} weights: one each is needed")
         self.members = nn.ModuleList(members)
         self.task: Task = task
-        self.num_outputs, self.image_size, self.channels = members[0].num_outputs, members[0].image_size, members[0].channels
+        self.num_outputs, self.image_size = members[0].num_outputs, members[0].image_size
         log_weights_M = torch.tensor([math.log(share) for share in shares], dtype=torch.float64)
         self.register_buffer("log_weights", log_weights_M, persistent=False)
 
@@ -62,6 +62,11 @@ class Ensemble(nn.Module):
     def mean(self) -> Tensor:
         """The first member's mean pixel: on the device where the images must be."""
         return self.members[0].mean  # type: ignore[return-value]
+
+    @property
+    def channels(self) -> int:
+        """Of the first member's feature map."""
+        return self.members[0].channels  # type: ignore[return-value]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, H, W) or (B, 1, H, W), uint8 or float in 0 … 255 -> logits (B, K) float32 of the mean probabilities.

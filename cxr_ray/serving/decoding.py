@@ -108,7 +108,7 @@ class _Child:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "cxr_ray.serving.decode_child", *job.arguments()],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # what native decoders print may hold file content
                 env=environment,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,12 +20,12 @@ from prometheus_client.metrics_core import Metric
 
 from cxr_ray import __version__
 from cxr_ray.errors import ImageError
-from cxr_ray.serving import docs_page, metrics, oip
+from cxr_ray.serving import docs_page, metrics, oip, web
 from cxr_ray.serving.answers import GatePolicy, GateRefused, Images
 from cxr_ray.serving.audit import AuditLog
 from cxr_ray.serving.bodies import IMAGE_TYPES, MOST_IMAGES, images_of
 from cxr_ray.serving.engine import Engine
-from cxr_ray.serving.guard import EdgeLimits, Guard, facts_of, refuse
+from cxr_ray.serving.guard import EdgeLimits, Guard, facts_of
 from cxr_ray.serving.keys import KeyRing
 from cxr_ray.serving.schema import Answer, Answers, Explanation, Health, ImageRefusal, IndexedRefusal, ModelInfo, Readiness, Refusal
 
@@ -87,15 +87,21 @@ def build_api(face: Face) -> FastAPI:
     _add_model_routes(api, face)
     oip.add_routes(api, face.engine, face.info, limits=face.limits, policy=face.gate)
     docs_page.mount(api)
+    web.mount(api)
     return api
 
 
 def _add_refusals(api: FastAPI, limits: EdgeLimits) -> None:
-    """Every error as a Refusal."""
+    """Every error as a Refusal; below ``/v2`` with the field ``error`` of that protocol."""
+
+    def told(request: Request, status: int, refusal: Refusal, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        as_protocol = {"error": refusal.message} if request.url.path.startswith("/v2") else {}
+        return JSONResponse({**refusal.model_dump(), **as_protocol}, status_code=status, headers=headers)
 
     def refusal(status: int, reason: str, message: str) -> Callable[[Request, Exception], Awaitable[JSONResponse]]:
         async def answer(request: Request, error: Exception) -> JSONResponse:
-            return refuse(facts_of(request.scope).request_id, status, reason, message, getattr(error, "headers", None))
+            body = Refusal(reason=reason, message=message, request_id=facts_of(request.scope).request_id)
+            return told(request, status, body, getattr(error, "headers", None))
 
         return answer
 
@@ -107,10 +113,9 @@ def _add_refusals(api: FastAPI, limits: EdgeLimits) -> None:
 
     @api.exception_handler(ImageError)
     async def _image(request: Request, error: ImageError) -> JSONResponse:
-        facts = facts_of(request.scope)
         gate = error.gate if isinstance(error, GateRefused) else None
-        body = ImageRefusal(reason=error.reason, message=error.message, request_id=facts.request_id, gate=gate)
-        return JSONResponse(body.model_dump(), status_code=_STATUS_OF_REASON.get(error.reason, 422))
+        body = ImageRefusal(reason=error.reason, message=error.message, request_id=facts_of(request.scope).request_id, gate=gate)
+        return told(request, _STATUS_OF_REASON.get(error.reason, 422), body)
 
 
 def _add_service_routes(api: FastAPI, face: Face) -> None:

@@ -25,7 +25,8 @@ from cxr_ray.serving.schema import Refusal
 logger = logging.getLogger(__name__)
 
 OPEN_ROUTES = frozenset({"/healthz", "/readyz"})
-_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="cxr-ray", Basic realm="cxr-ray"'}
+_CHALLENGE = {"WWW-Authenticate": 'Basic realm="cxr-ray", Bearer realm="cxr-ray"'}
+"""Basic first: Chromium reads no further than the first scheme, and would not ask for the key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,8 @@ class Guard:
                 await refuse(facts.request_id, 401, "no-key", "the API key is missing, wrong or expired", _CHALLENGE)(scope, receive, send)
                 return
             facts.key_id = record.id
-            if wait := self.keys.wait(record):
+            wait = self.keys.wait(record) if scope["method"] == "POST" else 0.0  # what asks the model; a page is many files
+            if wait:
                 after = {"Retry-After": str(math.ceil(wait))}
                 message = f"this key may ask {record.requests_per_minute} times a minute; see Retry-After"
                 await refuse(facts.request_id, 429, "too-many-requests", message, after)(scope, receive, send)

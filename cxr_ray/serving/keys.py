@@ -47,7 +47,7 @@ class KeyRecord(Settings):
     sha256: str = Field(pattern=SHA256)
     """Hex SHA-256 of the key."""
     requests_per_minute: int | None = Field(default=None, ge=1)
-    """In any 60 seconds, over all replicas. None: as many as the service can answer."""
+    """POST requests in any 60 seconds, over all replicas. None: as many as the service can answer."""
     expires: date | None = None
     """The last day (UTC) on which the key is taken. None: never expires."""
 

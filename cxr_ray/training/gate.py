@@ -8,6 +8,7 @@ logistic regressions on the training pictures, their inverted copies and those t
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -37,6 +38,8 @@ PASSED: Final = 0.995
 """Share of the validation images that a check lets through."""
 _PENALTY: Final = 0.01
 """scikit-learn's ``C``: pictures of 16 x 16 are more numbers than some training parts have images."""
+_LEAST_THRESHOLD: Final[dict[CheckName, float]] = {"polarity": 0.5, "upright": 0.5, "radiograph": 0.0, "familiar": 0.0}
+"""In the order of fitting: how an image is turned is judged by whether it is inverted, and its distance by both."""
 
 Images = NDArray[np.uint8]
 
@@ -95,14 +98,14 @@ def fit_gate(model: Classifier, train_NHW: Images, held_out_MHW: Images, *, fitt
 def _with_thresholds(tensors: dict[str, NDArray[np.float32]], facts: dict[str, Any], pooled_MC: NDArray[Any], images_MHW: Images) -> Gate:
     """The gate whose thresholds let the images pass, with what it makes of them and of their copies."""
 
-    def gate(thresholds: dict[CheckName, float], **measured: Any) -> Gate:
-        return Gate(GateRecord(**facts, thresholds=thresholds, **measured), tensors)
+    def gate(thresholds: Mapping[CheckName, float], **measured: Any) -> Gate:
+        return Gate(GateRecord(**facts, thresholds=dict(thresholds), **measured), tensors)
 
     nothing = {"false_alarms": {}, "turned_found": 0.0, "inverted_found": 0.0}
-    halves: dict[CheckName, float] = dict.fromkeys(CHECKS, 0.5)
-    values, _ = gate(halves, **nothing).values(pooled_MC, images_MHW)
-    thresholds = {name: float(np.quantile(values[name], PASSED, method="higher")) for name in CHECKS}
-    thresholds |= {name: max(0.5, thresholds[name]) for name in ("polarity", "upright")}
+    thresholds: dict[CheckName, float] = dict.fromkeys(CHECKS, 0.5)
+    for name, least in _LEAST_THRESHOLD.items():
+        values, _ = gate(thresholds, **nothing).values(pooled_MC, images_MHW)
+        thresholds[name] = max(least, float(np.quantile(values[name], PASSED, method="higher")))
     fitted = gate(thresholds, **nothing)
     verdicts = fitted.check(pooled_MC, images_MHW)
     alarms = np.array([[check.verdict == "refused" for check in verdict.checks] for verdict in verdicts])

@@ -116,7 +116,7 @@ def dataset_of(run: Run, named: Dataset | None, *, instead: str) -> Dataset:
         dataset = open_dataset(record.location)
     except (DatasetError, StorageError) as error:
         raise RunError(
-            f"{', '.join(record.validation)} of {record.name} is needed and cannot be read: {error.message}",
+            f"{', '.join((*record.train, *record.validation))} of {record.name} cannot be read: {error.message}",
             hint=f"--data DATASET where it lies now, or {instead}",
         ) from None
     if dataset.manifest.fingerprint != record.fingerprint:

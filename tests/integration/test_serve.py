@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,6 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from cxr_ray.client import Client
 from cxr_ray.errors import BundleError, ClusterError, ConfigError, SourceError
 from cxr_ray.serving.app import ServeSettings, build, running
 from cxr_ray.serving.keys import obtain_key
@@ -23,24 +28,31 @@ from cxr_ray.serving.predictor import Predictor
 KEY = "a-key-for-the-serve-tests"
 
 
-def ask(url: str, data: bytes, key: str = KEY) -> tuple[int, dict[str, Any]]:
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/octet-stream"}
+def request(url: str, data: bytes | None = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body."""
+    given = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/octet-stream", **headers}
     try:
-        with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/predict", data=data, headers=headers), timeout=60) as response:
-            return response.status, json.load(response)
+        with urllib.request.urlopen(urllib.request.Request(url, data=data, headers=given), timeout=60) as response:
+            return response.status, dict(response.headers), response.read()
     except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+        return error.code, dict(error.headers), error.read()
+
+
+def ask(url: str, data: bytes, key: str = KEY) -> tuple[int, dict[str, Any]]:
+    status, _, body = request(f"{url}/v1/predict", data, Authorization=f"Bearer {key}")
+    return status, json.loads(body)
 
 
 @pytest.fixture
-def service(ray_cluster: None, bundle: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def service(ray_cluster: None, bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("CXR_RAY_API_KEY", KEY)
-    settings = ServeSettings(bundle=bundle.location, cpus=0.5, key_sha256=obtain_key().digest)
+    audit = str(tmp_path / "audit.jsonl")
+    settings = ServeSettings(bundle=bundle.location, cpus=0.5, replicas=2, key_sha256=obtain_key().digest, audit=audit, body_s=60)
     with running(settings, port=0) as url:
         yield url
 
 
-def test_the_service(service: str, bundle: Any, png: bytes, hostile: ModuleType) -> None:
+def test_the_service(service: str, bundle: Any, png: bytes, hostile: ModuleType, tmp_path: Path) -> None:
     """One service for all of it: each start costs seconds."""
     expected = Predictor(bundle).predict_bytes([png])[0]
     status, answer = ask(service, png)
@@ -63,11 +75,61 @@ def test_the_service(service: str, bundle: Any, png: bytes, hostile: ModuleType)
     again = ask(service, png)[1]["probabilities"]
     assert again == pytest.approx(expected.probabilities, abs=1e-5)  # type: ignore[union-attr]
 
+    several_and_where_the_model_looked(service, png)
+    counters_of_both_replicas_are_gathered(service)
+    rays_proxy_is_guarded(service, png)
+    slow_clients_take_nobodys_place(service, png)
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert sum(line["outcome"] == "answered" for line in lines) > 2 * len(good)
+
     with (
         pytest.raises(ClusterError, match="cannot listen"),
         running(ServeSettings(bundle=bundle.location), port=int(service.rsplit(":", 1)[1])),
     ):
         pass
+
+
+def several_and_where_the_model_looked(url: str, png: bytes) -> None:
+    client = Client(url, KEY)
+    first, second = client.predict_many([png, png[:40]])
+    assert first.labels  # type: ignore[union-attr]
+    assert second.reason == "truncated"  # type: ignore[union-attr]
+    explained = client.explain(png)
+    assert (explained.heat_map.width, explained.heat_map.height) == (32, 32)
+    assert client.model().card == "# tiny\n"
+
+
+def counters_of_both_replicas_are_gathered(url: str) -> None:
+    text = request(f"{url}/metrics")[2].decode()
+    assert len(set(re.findall(r'cxr_ray_infer_seconds_count{replica="([^"]+)"}', text))) == 2
+
+
+def rays_proxy_is_guarded(url: str, png: bytes) -> None:
+    """Clients do not steer Ray, its own routes are shut, and a body that is too large is refused by the proxy."""
+    hurry = {"X-Request-Timeout-Seconds": "0.000001", "X-Request-Disconnect-Disabled": "?1", "X-Request-ID": "DOE^JANE"}
+    status, headers, _ = request(f"{url}/v1/predict", png, **hurry)
+    assert status == 200
+    assert re.fullmatch("[0-9a-f]{32}", headers["x-request-id"])
+    assert request(f"{url}/-/routes")[0] == 404
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as client:
+        client.sendall(f"POST /v1/predict HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        chunk = b"100000\r\n" + bytes(2**20) + b"\r\n"
+        with contextlib.suppress(ConnectionError):  # the answer comes before the last of them
+            for _ in range(22):
+                client.sendall(chunk)
+        assert b" 413 " in client.recv(4096)
+
+
+def slow_clients_take_nobodys_place(url: str, png: bytes) -> None:
+    """Fifty half heads and fifty half bodies, and the next client is answered as before."""
+    head = f"POST /v1/predict HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\n"
+    with contextlib.ExitStack() as stack:
+        for start in [head, f"{head}Content-Length: 1000\r\n\r\nhalf"] * 50:
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30))
+            client.sendall(start.encode())
+        begin = time.monotonic()
+        assert [ask(url, png)[0] for _ in range(5)] == [200] * 5
+        assert time.monotonic() - begin < 10
 
 
 def test_a_service_without_a_key_or_bundle_is_not_built(bundle: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

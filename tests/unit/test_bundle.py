@@ -20,8 +20,9 @@ from cxr_ray.imaging.preprocess import PreprocessSpec
 from cxr_ray.labels import LabelSet
 from cxr_ray.models.classifier import Classifier, build_classifier
 from cxr_ray.models.ensemble import Ensemble
+from cxr_ray.models.gate import CHECKS, Gate, shapes
 from cxr_ray.models.inference import predict_probabilities
-from cxr_ray.models.record import Provenance, ThresholdOrigin
+from cxr_ray.models.record import GATE_FILE, GateRecord, Provenance, ThresholdOrigin
 
 
 def edit(bundle: Bundle, **changes: object) -> None:
@@ -294,3 +295,45 @@ def test_a_bundle_of_several_is_overwritten_too(tmp_path: Path) -> None:
     (tmp_path / "b" / "model-x.safetensors").touch()
     with pytest.raises(BundleError, match="left alone"):
         check_target(str(tmp_path / "b"), overwrite=True)
+
+
+@pytest.fixture
+def gate() -> Gate:
+    """One that lets all pass, of the tiny network's 160 channels."""
+    facts: dict[str, Any] = {"channels": 160, "fitted_on": "a", "n": 30, "held_out": "b", "n_held_out": 20}
+    facts |= {"false_alarms": {"any": 0.0}, "turned_found": 1.0, "inverted_found": 1.0, "thresholds": dict.fromkeys(CHECKS, 0.9)}
+    return Gate(GateRecord(**facts), {name: np.zeros(shape, np.float32) for name, shape in shapes(160).items()})
+
+
+def test_a_gate_travels_with_the_bundle(tmp_path: Path, gate: Gate) -> None:
+    plain, gated = write(tmp_path / "plain", [member(0)]), write(tmp_path / "gated", [member(0)], gate=gate)
+    assert plain.load_gate() is None
+    found = gated.load_gate()
+    assert found is not None
+    assert found.record == gate.record
+    assert all(np.array_equal(found.tensors[name], tensor) for name, tensor in gate.tensors.items())
+    stricter = Gate(gate.record.model_copy(update={"thresholds": dict.fromkeys(CHECKS, 0.8)}), gate.tensors)
+    other = Gate(gate.record, {**gate.tensors, "turn.bias": np.ones(4, np.float32)})
+    versions = {write(tmp_path / name, [member(0)], gate=one).version for name, one in (("c", stricter), ("d", other))}
+    assert len({plain.version, gated.version, *versions}) == 4
+    overwrite_guard(gated.location, overwrite=True)
+    assert not storage.exists(gated.location)
+
+
+def test_a_gate_that_is_not_the_exported_one_is_refused(tmp_path: Path, gate: Gate) -> None:
+    bundle = write(tmp_path / "b", [member(0)], gate=gate)
+    place = tmp_path / "b" / GATE_FILE
+    data = json.loads((tmp_path / "b" / MANIFEST).read_text())
+    edit(bundle, gate={**data["gate"], "channels": 8})
+    with pytest.raises(BundleError, match="does not fit the gate"):
+        read_bundle(bundle.location).load_gate()
+    edit(bundle, gate=data["gate"], files={name: record for name, record in data["files"].items() if name != GATE_FILE})
+    with pytest.raises(BundleError, match=f"no checksum of {GATE_FILE}"):
+        read_bundle(bundle.location)
+    edit(bundle, files=data["files"])
+    place.write_bytes(place.read_bytes()[:-1] + b"x")
+    with pytest.raises(BundleError, match="checksum differs"):
+        read_bundle(bundle.location)
+    place.unlink()
+    with pytest.raises(BundleError, match=f"{GATE_FILE} is missing"):
+        read_bundle(bundle.location)

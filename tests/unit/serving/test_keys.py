@@ -140,11 +140,12 @@ def test_faults_of_a_file_are_told_at_once(tmp_path: Path, text: str, told: list
 def test_a_key_beyond_its_rate_is_told_when_to_come_back(serve_face: Callable[..., TestClient]) -> None:
     ring = KeyRing([record(KEY, requests_per_minute=2), record("another-key-for-the-test", id="two")])
     client = serve_face(keys=ring)
-    answers = [client.get("/v1/model", headers={"X-API-Key": KEY}) for _ in range(3)]
+    assert {client.get("/v1/model", headers={"X-API-Key": KEY}).status_code for _ in range(5)} == {200}, "only what asks the model counts"
+    answers = [client.post("/v1/predict", content=b"x", headers={"X-API-Key": KEY}) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert answers[2].json()["reason"] == "too-many-requests"
     assert 0 < int(answers[2].headers["retry-after"]) <= 60
-    assert client.get("/v1/model", headers={"X-API-Key": "another-key-for-the-test"}).status_code == 200
+    assert client.post("/v1/predict", content=b"x", headers={"X-API-Key": "another-key-for-the-test"}).status_code == 200
 
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,7 @@ def test_a_public_client_is_answered(public: OpenInferenceClient) -> None:
     assert outputs["probabilities"].data.__root__ == [0.75, 0.25, 0.75, 0.25]
     assert outputs["labels"].data.__root__ == ["covid", "covid"]
     with pytest.raises(NotFoundError):
-        public.read_model_metadata("another")
+        public.check_model_readiness("another")
 
 
 def asked(**changes: Any) -> dict[str, Any]:
@@ -114,6 +114,7 @@ def test_binary_tensor_data(client: TestClient, kind: str) -> None:
 def test_refusals(client: TestClient, body: dict[str, Any], reason: str) -> None:
     answer = client.post(URL, json=body, headers=BEARER)
     assert (answer.status_code, answer.json()["reason"]) == (422, reason)
+    assert answer.json()["error"] == answer.json()["message"]
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "99999999", "²"])

@@ -23,10 +23,12 @@ from cxr_ray.evaluation.thresholds import fit_thresholds
 from cxr_ray.labels import LabelSet
 from cxr_ray.models.classifier import Classifier, build_classifier
 from cxr_ray.models.ensemble import Ensemble
-from cxr_ray.models.inference import predict_probabilities
+from cxr_ray.models.inference import predict_probabilities, predict_with_pooled
+from cxr_ray.serving.predictor import Predictor
 from cxr_ray.training import crossval
 from cxr_ray.training.checkpoint import Best, EpochRecord, TrainState, save_checkpoint
 from cxr_ray.training.export import export_run, plan_export, write_export
+from cxr_ray.training.gate import gate_for
 from cxr_ray.training.held_out import held_out
 from cxr_ray.training.progress import write_history
 from cxr_ray.training.run import BestRecord, RunManifest, describe_data, run_fingerprint, write_run
@@ -340,3 +342,68 @@ def test_the_report_of_a_cross_validation_is_not_taken_for_the_ensembles(tmp_pat
     assert "not of the ensemble" in (tmp_path / "bundle" / "README.md").read_text()
     with pytest.raises(CxrRayError):
         plan_export([folds], str(tmp_path / "other"), report=str(tmp_path / "nowhere"))
+
+
+# --- the input gate -------------------------------------------------------------------------------------------------------
+
+
+def test_the_gate_is_fitted_on_the_training_part_and_stored(tmp_path: Path, data: Data, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = make_run(tmp_path / "run", data.split), str(tmp_path / "bundle")
+    without = ran(capsys, run, "--out", out, "--no-gate")
+    assert without["gate"] is None
+    assert not (tmp_path / "bundle" / "gate.safetensors").exists()
+    assert "## Input gate\n\nNone (it was exported without one)" in (tmp_path / "bundle" / "README.md").read_text()
+    answer = ran(capsys, run, "--out", out, "--overwrite")
+    assert (answer["gate"]["fitted_on"], answer["gate"]["n"]) == ("train of noise", 20)
+    assert (answer["gate"]["held_out"], answer["gate"]["n_held_out"]) == ("val of noise", 30)
+    assert answer["version"] != without["version"]
+    bundle = read_bundle(out)
+    gate = bundle.load_gate()
+    assert gate is not None
+    assert gate.record.model_dump() == answer["gate"]
+    assert ran(capsys, run, "--out", out, "--overwrite")["version"] == answer["version"]
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert f"| familiar | {gate.record.thresholds['familiar']:.4g} |" in card
+    assert "Fitted on 20 images (train of noise); thresholds from 30 held-out ones (val of noise)." in card
+    assert ran(capsys, run, "--out", out, "--overwrite", "--no-gate")["version"] == without["version"]
+    assert not (tmp_path / "bundle" / "gate.safetensors").exists()
+
+
+def test_the_gate_of_an_ensemble_is_its_first_members(tmp_path: Path, write_noise: Write) -> None:
+    folds = write_noise(tmp_path / "folds", FINDINGS, {"fold-0": 20, "fold-1": 21, "fold-2": 22})
+    runs = [make_run(tmp_path / f"run-{fold}", folds, seed=fold, fold=fold) for fold in range(3)]
+    plan = plan_export(runs, str(tmp_path / "bundle"), weights=[0, 1, 1])
+    bundle = write_export(plan, gate=gate_for(plan))
+    record = bundle.manifest.gate
+    assert record is not None
+    assert (record.fitted_on, record.n) == ("fold-0, fold-2 of noise", 42)
+    assert (record.held_out, record.n_held_out) == ("fold-1 of noise", 21)
+    images = pixels(folds.read("fold-1"), 16, 16)
+    predictor = Predictor(bundle)
+    probabilities, verdicts = predictor.predict_checked(images)
+    np.testing.assert_array_equal(probabilities, predictor.predict_arrays(images))
+    _, pooled = predict_with_pooled(model_of(runs[1]), images, "multilabel")
+    gate = bundle.load_gate()
+    assert gate is not None
+    assert verdicts == gate.check(pooled, images)
+    assert {verdict.verdict for verdict in verdicts if verdict is not None} == {"ok"}  # so few that the thresholds are their largest
+
+
+def test_without_its_data_a_bundle_has_no_gate_and_says_so(
+    tmp_path: Path, data: Data, write_noise: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = write_noise(tmp_path / "old", CLASSES, {"train": 20, "val": 30, "test": 4})
+    run, out = make_run(tmp_path / "run", old), str(tmp_path / "bundle")
+    for file in (tmp_path / "old" / "test").iterdir():  # never read
+        file.write_bytes(b"x" * file.stat().st_size)
+    assert ran(capsys, run, "--out", out)["gate"]["n"] == 20
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert ran(capsys, run, "--out", out, "--overwrite")["gate"] is None
+    assert "None (train, val of noise" in (tmp_path / "bundle" / "README.md").read_text()
+    assert ran(capsys, run, "--out", out, "--overwrite", "--data", str(tmp_path / "new"))["gate"]["n"] == 20
+    assert cli.run(["export", run, "--out", out, "--overwrite", "--data", data.classes.location]) == 2
+    said = capsys.readouterr().err
+    assert "the training was on" in said
+    assert "--no-gate" in said
+    assert ran(capsys, make_run(tmp_path / "few", data.classes), "--out", str(tmp_path / "b"))["gate"] is None
+    assert "too few for an input gate" in (tmp_path / "b" / "README.md").read_text()

@@ -1,0 +1,73 @@
+// The page: which image is selected, and which part shows what of it.
+
+import { about } from "./about.js";
+import { find } from "./dom.js";
+import { Intake } from "./intake.js";
+import { Result } from "./result.js";
+import { model } from "./service.js";
+import { Study } from "./study.js";
+import { Viewer } from "./viewer.js";
+import { Worklist } from "./worklist.js";
+
+let selected = null;
+let task = null;
+
+const viewer = new Viewer();
+const result = new Result({ ask: (label) => selected.explain(label), again });
+const worklist = new Worklist({ select, clear: () => select(null) });
+const intake = new Intake({ add, fail: (error) => say(error.message) });
+
+function add(files, synthetic = false) {
+  const studies = files.map((file) => new Study(file, { synthetic, onchange: changed }));
+  worklist.add(studies);
+  select(studies[0]);
+}
+
+function select(study) {
+  selected = study;
+  find("#study").hidden = !study;
+  find("#worklist").hidden = worklist.studies.length < 2;
+  document.body.classList.toggle("working", Boolean(study));
+  if (!study) return find("#files").focus();
+  worklist.mark(study);
+  study.readOriginal();
+  changed(study);
+}
+
+function again(study, gate) {
+  study.gate = gate;
+  worklist.ask(study);
+}
+
+function changed(study) {
+  worklist.update(study, selected);
+  if (study !== selected) return;
+  if (study.state === "answered" && study.label === null) return study.explain(study.top); // comes back here
+  result.show(study, worklist.studies.indexOf(study), task);
+  viewer.show(study);
+  say(summary(study));
+}
+
+function summary({ name, state, answer, trouble }) {
+  if (state === "answered") return `${name}: ${answer.labels.join(", ") || "nothing"} called.`;
+  return trouble ? `${name}: no answer. ${trouble.message}` : `${name}: asking the model.`;
+}
+
+/** For screen readers; what is said already is not said again. */
+function say(text) {
+  if (find("#status").textContent !== text) find("#status").textContent = text;
+}
+
+async function begin() {
+  try {
+    const info = await model();
+    task = info.task;
+    about(info);
+    await intake.offerSamples();
+  } catch (error) {
+    find("#model").textContent = error.message;
+    find("#model").classList.add("trouble");
+  }
+}
+
+begin();
