@@ -46,8 +46,8 @@ def _register() -> None:
         tune,
     )
 
-    line = (demo, data, synthesis, train, tune, select, models, reproduce, explain)
-    for module in (*line, service, ask, keys, dicom, cluster, inspect):
+    stages = (demo, data, synthesis, train, tune, select, models, explain, reproduce, service, ask, keys, dicom, cluster, inspect)
+    for module in stages:
         module.register(app)
 
 

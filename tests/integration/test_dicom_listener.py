@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 
 pytest.importorskip("highdicom", reason="the extra dicom is not installed")
 pytest.importorskip("pynetdicom", reason="the extra dicom is not installed")
@@ -285,3 +286,54 @@ def test_a_bundle_answers_a_real_file(bundle: Any, real_data: Path, archive: Arc
     assert report.PatientID == dcmread(io.BytesIO(file)).PatientID
     assert report.DeviceSerialNumber == bundle.version
     assert capture.Columns == 512
+
+
+@contextmanager
+def service(bundle: Any, key: str) -> Iterator[str]:
+    """The real HTTP face of ``bundle`` on loopback, without Ray Serve."""
+    from cxr_ray.serving.app import model_info
+    from cxr_ray.serving.audit import OFF, AuditLog
+    from cxr_ray.serving.decoding import DecodePool
+    from cxr_ray.serving.edge import Face, build_api
+    from cxr_ray.serving.engine import LocalEngine
+    from cxr_ray.serving.guard import EdgeLimits
+    from cxr_ray.serving.keys import KeyRecord, KeyRing, digest
+    from cxr_ray.serving.metrics import Metrics
+    from cxr_ray.serving.predictor import Predictor
+
+    pool, metrics = DecodePool(bundle.preprocess, seconds=60), Metrics()
+    face = Face(
+        engine=LocalEngine(Predictor(bundle), pool, metrics),
+        info=model_info(bundle),
+        keys=KeyRing([KeyRecord(id="test", sha256=digest(key))]),
+        audit=AuditLog(OFF, model_sha256="0" * 64),
+        limits=EdgeLimits(deadline_seconds=60),
+        metrics=metrics,
+    )
+    server = uvicorn.Server(uvicorn.Config(build_api(face), log_level="warning", ws="none", lifespan="off"))
+    with socket.socket() as listening_at:
+        listening_at.bind(("127.0.0.1", 0))
+        listening_at.listen()  # what comes before the server runs waits for it
+        thread = threading.Thread(target=server.run, args=([listening_at],), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening_at.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            pool.close()
+
+
+def test_a_service_gives_the_same_answer_as_its_bundle(xray: Callable[..., bytes], bundle: Any, tmp_path: Path) -> None:
+    """The same SOP Instance UIDs mean the same probabilities, decisions and heat map, bit for bit."""
+    from cxr_ray.cli import run
+
+    (tmp_path / "x.dcm").write_bytes(xray())
+    (tmp_path / "key").write_text("a-key-of-more-than-16-characters")
+    with service(bundle, "a-key-of-more-than-16-characters") as url:
+        for model, out in ((bundle.location, "local"), (url, "remote")):
+            arguments = ["dicom-report", model, str(tmp_path / "x.dcm"), "--out", str(tmp_path / out), "--key-file", str(tmp_path / "key")]
+            assert run(arguments) == 0
+    for name in ("report.dcm", "heat-map.dcm"):
+        local, remote = (dcmread(tmp_path / out / name) for out in ("local", "remote"))
+        assert local.SOPInstanceUID == remote.SOPInstanceUID
