@@ -157,7 +157,7 @@ def test_training_and_serving_give_the_same_probabilities(line: dict[str, Any]) 
     for row in evaluated[:8]:
         file, value = by_digest[row["image_id"]]
         request = urllib.request.Request(
-            "http://127.0.0.1:8000/v1/predict",
+            "http://127.0.0.1:8000/v1/predict?gate=flag",
             data=(folder / "xrays" / file).read_bytes(),
             headers={"Authorization": f"Bearer {KEY}", "Content-Type": "application/octet-stream"},
         )
