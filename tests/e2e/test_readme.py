@@ -115,7 +115,7 @@ def test_the_sweep_leaves_a_bundle_and_its_page(line: dict[str, Any]) -> None:
     sweep = line["folder"] / "sweep"
     assert (sweep / "bundle" / "bundle.json").exists()
     assert len(list((sweep / "trials").iterdir())) == len((sweep / "trials.csv").read_text().splitlines()) - 1 == 6
-    assert "http" not in re.sub(r"<script.*?</script>", "", (sweep / "sweep.html").read_text(), flags=re.DOTALL)
+    assert "://" not in re.sub(r"<script.*?</script>", "", (sweep / "sweep.html").read_text(), flags=re.DOTALL)
 
 
 def test_metrics_follow_the_contract(line: dict[str, Any]) -> None:
@@ -188,7 +188,12 @@ def test_the_run_and_the_bundle_are_complete(line: dict[str, Any]) -> None:
     assert run["status"] == "finished"
     assert [record["epoch"] for record in history] == list(range(run["epochs"]))
     assert list((folder / "run" / "tensorboard").glob("events*"))
-    assert sorted(path.name for path in (folder / "bundle").iterdir()) == ["README.md", "bundle.json", "model.safetensors"]
+    assert sorted(path.name for path in (folder / "bundle").iterdir()) == [
+        "README.md",
+        "bundle.json",
+        "gate.safetensors",
+        "model.safetensors",
+    ]
     metrics = json.loads((folder / "report" / "metrics.json").read_text())
     assert f"| macro_f1 | {metrics['macro_f1']['value']:.4f} |" in (folder / "bundle" / "README.md").read_text()
 
