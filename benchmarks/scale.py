@@ -1,8 +1,7 @@
 """What more workers cost: images a second with one and two on this machine, and a model on paper for 8 to 64 GPUs.
 
-    cxr-ray phantoms --out work/xrays --count 1500
-    cxr-ray ingest work/xrays --out work/scale-data --size 112
-    python benchmarks/scale.py --data work/scale-data --work work/scale --json
+    cxr-ray ingest DATA/kermany_train --out km64 --format kermany --size 64 --split 0.35,0.15,0.5
+    python benchmarks/scale.py --data km64 --work work/scale
 
 Measured: the product's own ``train``, one core a worker, so that two workers have twice the machine of one. The rates are those of
 ``history.jsonl`` (training images a second over all workers); ``epoch_overhead`` is what an epoch takes beside its batches: validation,
@@ -24,10 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cxr_ray.cluster import connected
+from cxr_ray.cluster import connected, prepare_environment
 from cxr_ray.config import load_recipe
-from cxr_ray.data.shards import open_dataset
-from cxr_ray.training.trainer import train
 
 
 @dataclass(frozen=True)
@@ -72,6 +69,10 @@ def with_overhead(rate: float, images: int, overhead: float) -> float:
 
 def measure(work: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """Rates of one worker with one core, two with one each, and one with two."""
+    prepare_environment()  # before anything imports Ray
+    from cxr_ray.data.shards import open_dataset
+    from cxr_ray.training.trainer import train
+
     images = open_dataset(arguments.data).manifest.partitions["train"].images
     settings = [f"training.epochs={arguments.epochs}", "training.monitor=last", "training.patience=null", "augment=none"]
     recipe = load_recipe(arguments.recipe, [*settings, f"training.batch_size={arguments.batch_size}"])
