@@ -293,5 +293,6 @@ def ask_once(bundle: str, image: bytes) -> dict[str, Any]:
     key = obtain_key() if KEY_VARIABLE not in os.environ else ApiKey(obtain_key().digest, os.environ[KEY_VARIABLE])
     with running(ServeSettings(bundle=bundle, key_sha256=key.digest), port=0) as url:
         headers = {"Authorization": f"Bearer {key.shown}", "Content-Type": "application/octet-stream"}
-        with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/predict?gate=flag", data=image, headers=headers), timeout=30) as response:
+        request = urllib.request.Request(f"{url}/v1/predict?gate=flag", data=image, headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as response:
             return dict(json.load(response))
