@@ -19,6 +19,7 @@ import argparse
 import json
 import statistics
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ def main() -> None:
     parser.add_argument("--modelled-images", type=int, default=86_524, help="an epoch in the model; default: ChestX-ray14's training part")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    measured = measure(arguments.work, arguments)
+    with redirect_stdout(sys.stderr):  # Ray prints its warnings to stdout
+        measured = measure(arguments.work, arguments)
     rows = table(measured["epoch_overhead_two"], arguments.modelled_images, 64, Cluster())
     facts = {name: round(value, 3) for name, value in measured.items()} | {"ratio": round(measured["two"] / measured["one"], 3)}
     if arguments.json:

@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import sys
+from contextlib import redirect_stdout
 from itertools import accumulate
 from pathlib import Path
 
@@ -71,11 +72,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     curves: dict[int, dict[str, list[float]]] = {}
-    for seed in arguments.seeds:
-        curves[seed] = {
-            "random": run("random", seed, arguments.random_trials, arguments.data, arguments.work),
-            "tpe_asha": run("tpe_asha", seed, arguments.asha_trials, arguments.data, arguments.work),
-        }
+    with redirect_stdout(sys.stderr):  # Ray prints its warnings to stdout
+        for seed in arguments.seeds:
+            curves[seed] = {
+                "random": run("random", seed, arguments.random_trials, arguments.data, arguments.work),
+                "tpe_asha": run("tpe_asha", seed, arguments.asha_trials, arguments.data, arguments.work),
+            }
     facts: dict[str, object] = {"seeds": len(curves)}
     ratios = []
     for seed, arms in curves.items():
