@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 
 from cxr_ray import storage
 from cxr_ray.errors import RunError
-from cxr_ray.training.export import export_run
+from cxr_ray.training.export import plan_export, write_export
+from cxr_ray.training.gate import gate_for
 from cxr_ray.training.progress import TrainProgress
 from cxr_ray.training.run import open_run
 from cxr_ray.training.trainer import train
@@ -89,8 +90,16 @@ def conclude(
         sign = 1 if sweep.objectives[0].mode == "max" else -1
         run = max(zip(retrained.values, retrained.runs, strict=True), key=lambda pair: sign * pair[0])[1]
     bundle = storage.join(out, BUNDLE)
-    export_run(run, bundle, name=sweep.name, overwrite=storage.exists(bundle))
+    _export(run, bundle, sweep.name)
     return Winner(best.number, dataset, run, bundle, retrained)
+
+
+def _export(run: str, bundle: str, name: str) -> None:
+    plan = plan_export([run], bundle, name=name, overwrite=storage.exists(bundle))
+    try:
+        write_export(plan, gate=gate_for(plan))
+    except RunError as error:  # too few images to fit a gate on: a bundle without one is a bundle still
+        write_export(plan, no_gate=error.message)
 
 
 def _retrain(
