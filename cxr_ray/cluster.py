@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,14 @@ LEAST_LOGICAL_CPUS = 4
 """A laptop's cluster offers at least so many logical CPUs: training and reading must be scheduled side by side."""
 
 
+_came_late = False
+"""Whether Ray was imported before its environment was set: it then speaks to its own cluster without the token that this asks for."""
+
+
 def prepare_environment() -> None:
     """Set :data:`RAY_ENVIRONMENT` where the user has not. Must run before ``ray`` is first imported."""
+    global _came_late
+    _came_late |= "ray" in sys.modules and "RAY_AUTH_MODE" not in os.environ
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
@@ -66,13 +73,18 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, object_s
         object_store_bytes: Shared memory of a local cluster's object store. None: Ray's default (30 % of memory).
 
     Raises:
-        ClusterError: No cluster answers at ``address``, or it refuses the token.
+        ClusterError: No cluster answers at ``address``, or it refuses the token; or Ray was imported too early to have one.
     """
     prepare_environment()
     import ray
 
     if ray.is_initialized():
         return
+    if _came_late:
+        raise ClusterError(
+            "ray was imported before its environment was set, and would refuse itself",
+            hint="call cxr_ray.cluster.prepare_environment() before anything imports ray, or set RAY_AUTH_MODE=token",
+        )
     address = address or os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if address and address != "local":
