@@ -9,8 +9,8 @@ checkpoint, report.
 
 The model, all of it assumptions that stand in :class:`Cluster` and :class:`Network`: a step is the forward and backward pass of 64 images a
 GPU at a rate that others measured on one GPU, then a ring all-reduce of the gradient over the slowest link; either none of that is hidden
-behind the backward pass (two thirds of the step) or all that fits. An epoch adds the overhead measured here. Left out are stragglers, synchronised
-batch norms, the first epoch's reading from object storage, and GPUs faster than the feed (``benchmarks/feed.py`` has its rate).
+behind the backward pass (two thirds of the step) or all that fits. An epoch adds the overhead measured here. Left out are
+stragglers, synchronised batch norms, the first epoch's reading from object storage, and GPUs faster than the feed (``benchmarks/feed.py``).
 """
 
 from __future__ import annotations
