@@ -14,7 +14,7 @@ from cxr_ray.training.gate import gate_for
 from cxr_ray.training.progress import TrainProgress
 from cxr_ray.training.run import open_run
 from cxr_ray.training.trainer import train
-from cxr_ray.tuning.room import room
+from cxr_ray.tuning.room import room, sharing
 from cxr_ray.tuning.rows import TrialRow
 from cxr_ray.tuning.sweep import Sweep
 from cxr_ray.tuning.trial import dataset_name, location
@@ -122,7 +122,7 @@ def _retrain(
         again = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
         where = storage.join(out, WINNER, f"trial-{best.number:04d}-seed-{seed}")
         told = None if report is None else _of(report, seed)
-        train(again, dataset, where, workers=workers, use_gpu=use_gpu, fold=fold, report=told, sharing=at_a_time)
+        train(again, dataset, where, workers=workers, use_gpu=use_gpu, fold=fold, report=told, sharing=sharing(at_a_time))
         return where, _validation_value(where, sweep.objectives[0].metric)
 
     with ThreadPoolExecutor(at_a_time, thread_name_prefix="cxr-ray-seed") as pool:

@@ -31,6 +31,7 @@ class ObjectStoreJournal(BaseJournalBackend):
         parts = sorted(storage.list_files(self._parts)) if storage.exists(self._parts) else []
         new = b"".join(storage.read_bytes(storage.join(self._parts, part)) for part in parts)
         lines = (data + new).decode().splitlines()
+        # a call killed between writing the whole and removing the parts leaves lines in both; each has its writer and time
         self._logs: list[dict[str, Any]] = [json.loads(line) for line in dict.fromkeys(lines)]
         if parts:
             storage.write_bytes(whole, _lines(self._logs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from cxr_ray.cluster import require, resources
+from cxr_ray.cluster import nodes, require, resources
 from cxr_ray.training.launch import SPARE_CPUS
 
 TRIAL_CPUS = 0.1
@@ -34,3 +34,8 @@ def room(trials: int, *, workers: int, use_gpu: bool, wanted: int | None = None)
     elif fit < 1:  # one trial may have less than a CPU a worker (cpus_a_worker), if the GPUs are there
         require(TRIAL_CPUS, workers if use_gpu else 0, what=f"a trial of {workers} worker(s)")
     return max(1, min(trials, fit))
+
+
+def sharing(at_a_time: int) -> int:
+    """Trainings that share each node's cores where so many run at a time."""
+    return math.ceil(at_a_time / nodes())

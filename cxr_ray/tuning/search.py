@@ -7,7 +7,6 @@ calls (which trials are open, what the early stopping has seen) is told to it an
 from __future__ import annotations
 
 import logging
-import math
 import os
 import uuid
 from collections.abc import Mapping
@@ -17,11 +16,10 @@ from optuna.trial import TrialState
 from ray import tune
 
 from cxr_ray import storage
-from cxr_ray.cluster import nodes
 from cxr_ray.data.shards import open_dataset
 from cxr_ray.errors import RunError
 from cxr_ray.training.trainer import plan_feeds
-from cxr_ray.tuning.room import TRIAL_CPUS, room
+from cxr_ray.tuning.room import TRIAL_CPUS, room, sharing
 from cxr_ray.tuning.searcher import StudySearch, Told
 from cxr_ray.tuning.stopping import scheduler
 from cxr_ray.tuning.sweep import Sweep
@@ -71,7 +69,7 @@ def search(
     if missing <= 0:
         return
     at_a_time = room(missing, workers=workers, use_gpu=use_gpu, wanted=max_concurrent)
-    shared = Shared(sweep, dict(data), out, workers, use_gpu, fold, math.ceil(at_a_time / nodes()), _plans(sweep, data, fold))
+    shared = Shared(sweep, dict(data), out, workers, use_gpu, fold, sharing(at_a_time), _plans(sweep, data, fold))
     left = [trial for trial in past if trial.state == TrialState.RUNNING]
     os.environ.update(TUNE_ENVIRONMENT)
     storage.remove(storage.join(out, RAY))  # of earlier calls, which are over

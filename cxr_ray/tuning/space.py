@@ -107,17 +107,6 @@ class Space:
             raise ConfigError([f"space: the grid has more than {MOST_COMBINATIONS:,} points"], where="space")
         return found
 
-    def grid(self) -> dict[str, list[Any]]:
-        """The axes of the grid, for Optuna's ``GridSampler``.
-
-        Raises:
-            ConfigError: As :meth:`combinations`, and where conditions make it no product of axes.
-        """
-        if self.conditional:
-            raise ConfigError(["space: with conditions the grid is no product of axes; its points are combinations()"], where="space")
-        points = self.combinations()
-        return {key: list(dict.fromkeys(point[key] for point in points)) for key in self.parameters}
-
     def endpoints(self) -> list[Point]:
         """Few points that together touch every option and both ends of every range, conditions respected."""
         found: list[Point] = []

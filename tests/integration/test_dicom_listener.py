@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import logging
 import socket
@@ -274,7 +273,6 @@ def test_a_pdu_that_is_too_long_or_too_slow_ends_the_connection(archive: Archive
                 assert time.monotonic() - begun < 5
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pytorch_grad_cam") is None, reason="grad-cam is not installed")
 def test_a_bundle_answers_a_real_file(bundle: Any, real_data: Path, archive: Archive) -> None:
     from cxr_ray.serving.dicom.reading import local_reader
     from cxr_ray.serving.predictor import Predictor

@@ -36,3 +36,8 @@ def test_what_never_fits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         room(20, workers=1, use_gpu=True, wanted=3)
     with pytest.raises(ClusterError, match=r"a trial of 2 worker\(s\) needs 2 GPU \(there are 1\)"):
         room(20, workers=2, use_gpu=True)
+
+
+def test_trainings_side_by_side_share_the_cores_of_their_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room_module, "nodes", lambda: 4)
+    assert [room_module.sharing(at_a_time) for at_a_time in (1, 4, 5, 8)] == [1, 1, 2, 2]
