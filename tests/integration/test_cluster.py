@@ -155,12 +155,20 @@ class Cluster:
             process.wait()
 
 
+def forget_token() -> None:
+    """Ray keeps the first token it reads for the life of a process: another cluster of this process would be spoken to with it."""
+    from ray._raylet import AuthenticationTokenLoader
+
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """The head; a token for this process's own clients."""
     with tempfile.TemporaryDirectory(prefix="cxr-", ignore_cleanup_errors=True) as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_TOKEN", TOKEN)
         patch.setenv("RAY_API_SERVER_ADDRESS", "set by the client")
+        forget_token()
         started = None
         try:
             started = Cluster(Path(folder))
@@ -168,6 +176,7 @@ def cluster() -> Iterator[Cluster]:
         finally:
             if started is not None:
                 started.end()
+            forget_token()
 
 
 @pytest.fixture
