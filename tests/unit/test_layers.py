@@ -27,6 +27,8 @@ ALLOWED |= {
     "bundle": _BASE | {"models"},
     "training": _BASE | {"data", "models", "bundle"},
     "evaluation": _BASE | {"data", "models", "bundle"},
+    "audit": _BASE | {"data"},
+    "evidence": _BASE | {"data", "models", "bundle", "training", "evaluation", "audit"},
     "synthesis": _BASE | {"data", "models", "bundle", "training"},
     "tuning": _BASE | {"data", "models", "bundle", "training", "evaluation"},
     "jobs": {"errors", "storage", "cluster"},
@@ -34,7 +36,8 @@ ALLOWED |= {
     "serving": {"errors", "labels", "settings", "config", "storage", "cluster", "cpu", "imaging", "models", "bundle", "evaluation.explain"},
     "client": {"errors", "serving.schema"},
     "cli": _BASE
-    | {"data", "models", "bundle", "training", "evaluation", "synthesis", "reproduction", "tuning", "jobs", "serving", "client"},
+    | {"data", "models", "bundle", "training", "evaluation", "audit", "evidence"}
+    | {"synthesis", "reproduction", "tuning", "jobs", "serving", "client"},
     "__init__": set(),
     "__main__": {"cli"},
 }
