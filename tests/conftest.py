@@ -21,7 +21,7 @@ TESTS = Path(__file__).parent
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0]
-        if folder in {"unit", "integration", "e2e", "golden"}:
+        if folder in {"unit", "integration", "e2e", "golden", "recipes"}:
             item.add_marker(folder)
 
 

@@ -19,7 +19,7 @@ from cxr_ray.models.backbones import BACKBONES, Backbone, build_backbone
 MakeBackbone = Callable[..., Backbone]
 
 LARGE = {"inception_v3", "inception_resnet_v2", "resnetv2_152"}
-"""Looked at without content (test_other_networks.py), and trained by tests/integration/test_recipes.py."""
+"""Looked at without content (test_other_networks.py), and trained by tests/recipes/test_recipes.py."""
 NAMES = [name for name in BACKBONES if name not in LARGE]
 PROMISED = {
     "small_cnn", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet18", "resnet34",
