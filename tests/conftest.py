@@ -48,6 +48,11 @@ def hostile() -> ModuleType:
 @pytest.fixture
 def classifier() -> Any:
     """A tiny CNN-LSTM for 32 x 32 images and two labels, its random weights always the same."""
+    return tiny_classifier()
+
+
+def tiny_classifier() -> Any:
+    """The network of :func:`classifier`."""
     import torch
 
     from cxr_ray.models.classifier import build_classifier
@@ -58,7 +63,7 @@ def classifier() -> Any:
 
 
 def tiny_model() -> Any:
-    """The network of :func:`classifier`."""
+    """The settings of :func:`classifier`."""
     from cxr_ray.config import BackboneConfig, ModelConfig, RnnConfig
 
     return ModelConfig(backbone=BackboneConfig(name="small_cnn"), rnn=RnnConfig(hidden_size=8))
@@ -66,6 +71,17 @@ def tiny_model() -> Any:
 
 @pytest.fixture
 def bundle(tmp_path: Path, classifier: Any) -> Any:
+    """A bundle of :func:`classifier`."""
+    return write_tiny(tmp_path / "bundle", classifier)
+
+
+@pytest.fixture(scope="session")
+def session_bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """:func:`bundle`, for services that several tests share."""
+    return write_tiny(tmp_path_factory.mktemp("bundle") / "bundle", tiny_classifier())
+
+
+def write_tiny(location: Path, classifier: Any) -> Any:
     """A bundle of :func:`classifier`."""
     from cxr_ray.bundle import Provenance, write_bundle
     from cxr_ray.imaging.preprocess import PreprocessSpec
@@ -75,7 +91,7 @@ def bundle(tmp_path: Path, classifier: Any) -> Any:
         cxr_ray="0", recipe="tiny", seed=0, epoch=0, dataset="none", dataset_fingerprint="d" * 64, run_fingerprint="r" * 64, versions={}
     )
     return write_bundle(
-        str(tmp_path / "bundle"),
+        str(location),
         model=classifier,
         name="tiny",
         model_config=tiny_model(),

@@ -77,6 +77,12 @@ def exif_block(orientation: int) -> bytes:
     return b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, orientation, 0)
 
 
+def packed_text(kind: bytes, size: int) -> bytes:
+    """A ``zTXt`` or ``iTXt`` chunk whose text inflates to ``size`` bytes."""
+    head = {b"zTXt": b"Comment\0\0", b"iTXt": b"Comment\0\1\0\0\0"}[kind]
+    return png_chunk(kind, head + zlib.compress(bytes(size), 9))
+
+
 # --- DICOM -------------------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +212,7 @@ def good_files() -> dict[str, bytes]:
         "sixteen-bit.png": png(80, 96, 16, 0, filtered(words)),
         "sixteen-bit-rgb.png": png(80, 96, 16, 2, filtered(np.repeat(words[..., None], 3, axis=2))),
         "turned.png": png(96, 80, 8, 0, filtered(np.ascontiguousarray(np.rot90(grey))), before=[png_chunk(b"eXIf", exif_block(6))]),
+        "text.png": png(80, 96, 8, 0, filtered(grey), before=[packed_text(b"zTXt", 1000), packed_text(b"iTXt", 1000)]),
         "appended.png": bare + b"PK\x03\x04" + bytes(500),
         "grey.jpg": saved(image, "JPEG", quality=95),
         "rgb.jpg": saved(rgb, "JPEG", quality=95),
@@ -237,6 +244,13 @@ def hostile_files() -> dict[str, bytes]:
     return {name: data for name, (data, _) in {**_hostile_rasters(), **_hostile_dicoms()}.items()}
 
 
+def cut_files() -> dict[str, bytes]:
+    """Name -> a PNG, a JPEG and DICOMs cut at every tenth of their length; every one of them is refused."""
+    good = good_files()
+    whole = {name: good[name] for name in ("grey.png", "grey.jpg", "progressive.jpg", "twelve-bit.dcm", "rle.dcm", "jpeg-2000.dcm")}
+    return {f"cut-{tenth}-tenths-{name}": data[: len(data) * tenth // 10] for name, data in whole.items() for tenth in range(10)}
+
+
 def hostile_reasons() -> dict[str, str]:
     """Name -> the reason each of :func:`hostile_files` is refused for."""
     return {name: reason for name, (_, reason) in {**_hostile_rasters(), **_hostile_dicoms()}.items()}
@@ -260,6 +274,10 @@ def _hostile_rasters() -> dict[str, tuple[bytes, str]]:
         "zeros.dcm": (bytes(4000), "not-an-image"),
         "signature-only.png": (png_file[:8], "truncated"),
         "bomb-100k.png": (png(100_000, 100_000, 8, 0, bytes(10_000)), "too-many-pixels"),
+        "bomb-13k.png": (png(13_000, 13_000, 8, 0, bytes(10_000)), "too-many-pixels"),
+        "text-bomb.png": (png(80, 96, 8, 0, filtered(picture()), before=[packed_text(b"zTXt", 32 * 2**20)]), "too-complex"),
+        "long-text-bomb.png": (png(80, 96, 8, 0, filtered(picture()), after=[packed_text(b"iTXt", 32 * 2**20)]), "too-complex"),
+        "many-texts.png": (png(80, 96, 8, 0, filtered(picture()), before=[packed_text(b"zTXt", 9)] * 1100), "too-complex"),
         "bomb.jpg": (huge_jpeg, "too-many-pixels"),
         "long.png": (png_file + bytes(LIMIT_BYTES), "too-large"),
         "damaged.png": (bytes(damaged), "corrupt"),

@@ -3,6 +3,7 @@
 So text, colour-profile and unknown chunks (decompression bombs, warnings) never reach a decoder, the size is known before
 anything is decoded, every checksum is verified, missing rows are noticed, and what follows the end of the picture is ignored. Decided here:
 
+- Compressed text that inflates to more than a mebibyte is refused, though nothing here reads it: no X-ray machine wrote that file.
 - 16 bit grey is scaled from the full range 0..65535, as the PNG specification (section 12.4) has encoders write it, not from
   the brightest value found: ``round(value / 257)``. Pillow reads 16 bit colour and alpha by their upper 8 bits.
 - Colour becomes luma (ITU-R 601). ``gAMA``, ``sRGB`` and profiles are ignored, as every training pipeline does.
@@ -30,6 +31,7 @@ from cxr_ray.imaging.reasons import refuse
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PICTURE = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _ANIMATION = frozenset({b"acTL", b"fcTL", b"fdAT"})
+_COMPRESSED_TEXT = frozenset({b"zTXt", b"iTXt"})
 _HEADER_LENGTH = 13
 
 
@@ -38,6 +40,9 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 """First row, first column, row step and column step of each pass of an interlaced picture (8.2)."""
 _INFLATE_BYTES = 2**18
+_TEXT_BYTES = 2**20
+_LEAST_TEXT_BYTES = 2**10
+"""What each compressed text counts at least, so that a million of them do not have to be inflated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,7 @@ def decode_png(data: bytes, limits: Limits) -> DecodedImage:
     """Decode a PNG of any colour type and bit depth.
 
     Raises:
-        ImageError: ``truncated``, ``corrupt``, ``animated`` or ``too-many-pixels``.
+        ImageError: ``truncated``, ``corrupt``, ``animated``, ``too-many-pixels`` or ``too-complex``.
     """
     layout = _read_layout(data, limits)
     try:
@@ -91,7 +96,7 @@ def decode_png(data: bytes, limits: Limits) -> DecodedImage:
 def _read_layout(data: bytes, limits: Limits) -> _Layout:
     """Check structure, checksums, size, stillness and completeness, and collect the chunks that hold the picture."""
     header: _Header | None = None
-    turned = 1
+    turned, text_bytes = 1, 0
     kept = [SIGNATURE]
     compressed: list[bytes] = []
     for kind, start, end in _chunks(data):
@@ -102,6 +107,10 @@ def _read_layout(data: bytes, limits: Limits) -> _Layout:
             limits.check_pixels(header.width, header.height)
         if kind == b"eXIf":
             turned = orientation(data[start + 8 : end - 4])
+        if kind in _COMPRESSED_TEXT:
+            text_bytes += _inflated_bytes(kind, data[start + 8 : end - 4])
+            if text_bytes > _TEXT_BYTES:
+                raise refuse("too-complex")
         if kind in _PICTURE:
             chunk = data[start:end]
             if zlib.crc32(memoryview(chunk)[4:-4]) != int.from_bytes(chunk[-4:]):
@@ -122,6 +131,18 @@ def _read_header(kind: bytes, payload: bytes) -> _Header:
     if colour not in _CHANNELS or bits not in {1, 2, 4, 8, 16}:
         raise refuse("corrupt")
     return _Header(width, height, bits, colour, interlace == 1)
+
+
+def _inflated_bytes(kind: bytes, payload: bytes) -> int:
+    """Bytes that compressed text inflates to, counted no further than the limit."""
+    rest = payload.partition(b"\0")[2]  # behind the keyword: a method and the text; or a flag, a method, two strings and the text
+    packed = kind == b"zTXt" or rest[:1] == b"\1"
+    text = rest[1:] if kind == b"zTXt" else rest[2:].split(b"\0", 2)[-1]
+    try:
+        inflated = len(zlib.decompressobj().decompress(text, _TEXT_BYTES + 1)) if packed else 0
+    except zlib.error:  # nobody can be made to inflate it
+        inflated = 0
+    return max(inflated, _LEAST_TEXT_BYTES)
 
 
 def _check_complete(compressed: list[bytes], raw_bytes: int) -> None:

@@ -17,6 +17,7 @@ MOST_IMAGES = 16
 _MOST_FIELDS = 8
 FORM_OVERHEAD = 16 * 1024
 """Bytes that a form may have beside its images."""
+_HEAD_BYTES = 32 * 1024
 
 
 class BodyRefused(Exception):
@@ -42,14 +43,16 @@ async def read_body(receive: Receive, headers: Headers, *, most_bytes: int, seco
 
     Args:
         receive: Of the request.
-        headers: Of the request; a ``Content-Length`` above the limit is refused before a byte is read.
+        headers: Of the request; too many of them, or a ``Content-Length`` above the limit, are refused before a byte is read.
         most_bytes: Largest body.
         seconds: From now to the body's last byte.
 
     Raises:
-        BodyRefused: 413 ``too-large`` or 408 ``too-slow``.
+        BodyRefused: 431 ``large-head``, 413 ``too-large`` or 408 ``too-slow``.
         ClientGone: The client left.
     """
+    if sum(len(name) + len(value) for name, value in headers.raw) > _HEAD_BYTES:
+        raise BodyRefused(431, "large-head", f"the headers are larger than {_HEAD_BYTES // 1024} KiB")
     length = headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit()) or int(length) > most_bytes:
         raise _too_large(most_bytes)

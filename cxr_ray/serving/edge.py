@@ -1,7 +1,7 @@
 """The HTTP face of a model: its routes, what each takes and answers. A plain FastAPI application, no Ray, no torch.
 
-Every route but ``/healthz`` and ``/readyz`` wants an API key, as ``Authorization: Bearer``, as ``X-API-Key``, or as the password of
-HTTP Basic (so that a browser can ask for it); ``serving.guard`` sees to that, and to limits. Bodies are held in memory only.
+Every route but ``/healthz`` wants an API key, as ``Authorization: Bearer``, as ``X-API-Key``, or as the password of HTTP Basic (so
+that a browser can ask for it); ``serving.guard`` sees to that, and to limits. Bodies are held in memory only.
 """
 
 from __future__ import annotations
@@ -124,9 +124,9 @@ def _add_service_routes(api: FastAPI, face: Face) -> None:
         """The service answers. Needs no key."""
         return Health()
 
-    @api.get("/readyz", tags=["service"], responses={503: {"model": Readiness}}, response_model=Readiness)
+    @api.get("/readyz", tags=["service"], responses={401: _REFUSALS[401], 503: {"model": Readiness}}, response_model=Readiness)
     async def readyz() -> Readiness | JSONResponse:
-        """Whether this replica can classify now. Needs no key."""
+        """Whether this replica can classify now."""
         if await face.engine.ready():
             return Readiness(status="ready")
         return JSONResponse(Readiness(status="not-ready").model_dump(), status_code=503)

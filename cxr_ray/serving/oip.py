@@ -31,6 +31,8 @@ from cxr_ray.serving.schema import ModelInfo, Refusal
 INPUT = "image"
 OUTPUTS = ("probabilities", "labels")
 HEADER = "inference-header-content-length"
+_MOST_WORDS = 1000
+"""Of a request, beside the numbers of its tensor."""
 _REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": Refusal} for status in (401, 404, 422, 429, 500, 504)}
 
 
@@ -121,12 +123,13 @@ def bad(message: str) -> ImageError:
     return ImageError("bad-request", message)
 
 
-def parse(body: bytes, header: str | None) -> tuple[InferRequest, bytes]:
+def parse(body: bytes, header: str | None, info: ModelInfo) -> tuple[InferRequest, bytes]:
     """The JSON of a request and the binary that follows it.
 
     Args:
         body: Of the request.
         header: ``Inference-Header-Content-Length``, the length of the JSON. None: all of it.
+        info: The model, which says how many numbers there can be: a list of them takes many times their bytes.
 
     Raises:
         ImageError: ``bad-request``.
@@ -134,6 +137,8 @@ def parse(body: bytes, header: str | None) -> tuple[InferRequest, bytes]:
     if header is not None and not (header.isascii() and header.isdigit() and int(header) <= len(body)):
         raise bad("Inference-Header-Content-Length is not a length of this body")
     end = len(body) if header is None else int(header)
+    if body.count(b",", 0, end) > MOST_IMAGES * info.image_height * info.image_width + _MOST_WORDS:
+        raise bad("more numbers than the largest tensor has")
     try:
         return InferRequest.model_validate_json(body[:end]), body[end:]
     except ValidationError as error:
@@ -268,7 +273,7 @@ def add_routes(api: FastAPI, engine: Engine, info: ModelInfo, *, limits: EdgeLim
     @api.post(f"{known}/infer", tags=["v2"], responses=_REFUSALS, openapi_extra=_BODY)
     async def infer(request: Request, name: str, version: str | None = None) -> InferResponse:
         check(name, version)
-        asked, binary = await asyncio.to_thread(parse, await request.body(), request.headers.get(HEADER))
+        asked, binary = await asyncio.to_thread(parse, await request.body(), request.headers.get(HEADER), info)
         images = await asyncio.to_thread(images_in, asked.inputs[0], binary, info)
         facts = facts_of(request.scope)
         digests = [hashlib.sha256(image if isinstance(image, bytes) else image.tobytes()).hexdigest() for image in images]

@@ -20,6 +20,7 @@ import pytest
 import uvicorn
 from numpy.typing import NDArray
 from PIL import Image
+from readme_line import running_line
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -176,6 +177,13 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield opened
     finally:
         opened.quit()
+
+
+@pytest.fixture(scope="session")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """What the README's commands left (``folder``) and said; its service stays up until the tests are done."""
+    with running_line(tmp_path_factory.mktemp("readme")) as done:
+        yield done
 
 
 @pytest.fixture

@@ -4,102 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
+from page_driver import Condition, Page, watched
 from PIL import Image
 
-Condition = Callable[[], Any]
-SCREENSHOTS = Path(__file__).parents[2] / "docs" / "screenshots"
 FINDINGS = {"effusion": 0.72, "edema": 0.51, "consolidation": 0.33, "cardiomegaly": 0.0003, "nodule": 0.22}
 THRESHOLDS = {"effusion": 0.41, "edema": 0.35, "consolidation": 0.5, "cardiomegaly": 0.3, "nodule": 0.38}
 
 
-class Page:
-    """The page as a person meets it."""
-
-    def __init__(self, browser: Any, service: Any, eventually: Callable[[Condition], Any]) -> None:
-        self.browser, self.service, self.eventually = browser, service, eventually
-
-    def open(self, *, width: int = 1280, height: int = 900, scheme: str = "light") -> Page:
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        self.prefer(scheme)
-        self.browser.get(self.service.url)
-        self.eventually(lambda: self.all(".sample"))
-        return self
-
-    def prefer(self, scheme: str) -> None:
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-
-    def all(self, selector: str) -> list[Any]:
-        return list(self.browser.find_elements("css selector", selector))
-
-    def one(self, selector: str) -> Any:
-        return self.eventually(lambda: self.all(selector))[0]
-
-    def text(self, selector: str) -> str:
-        return " ".join(str(self.browser.execute_script("return document.querySelector(arguments[0])?.innerText ?? ''", selector)).split())
-
-    def sees(self, selector: str, text: str) -> None:
-        self.eventually(lambda: text in self.text(selector))
-
-    def upload(self, *paths: Path) -> None:
-        self.browser.find_element("id", "files").send_keys("\n".join(map(str, paths)))
-
-    def sample(self, name: str) -> None:
-        next(button for button in self.all(".sample") if name in button.text).click()
-
-    def slide(self, name: str, value: int) -> None:
-        """Move a slider, as a hand would: the page hears of it."""
-        script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))"
-        self.browser.execute_script(script, self.one(f"#{name}"), value)
-
-    def pixels(self) -> tuple[float, float]:
-        """Of the picture as painted: mean grey value, and how far it is from grey (mean of red less blue)."""
-        script = """
-            const done = arguments[0];
-            requestAnimationFrame(() => requestAnimationFrame(() => {
-                const canvas = document.querySelector("#canvas");
-                const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", {willReadFrequently: true});
-                copy.drawImage(canvas, 0, 0);
-                const {data} = copy.getImageData(0, 0, canvas.width, canvas.height);
-                let grey = 0, colour = 0;
-                for (let i = 0; i < data.length; i += 4) { grey += data[i + 1]; colour += Math.abs(data[i] - data[i + 2]); }
-                done([4 * grey / data.length, 4 * colour / data.length]);
-            }));"""
-        grey, colour = self.browser.execute_async_script(script)
-        return float(grey), float(colour)
-
-    def overflow(self) -> int:
-        """Pixels by which the page is wider than the screen."""
-        return int(self.browser.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth"))
-
-    def keep(self, name: str) -> None:
-        """Write the screen to ``docs/screenshots`` where that is asked for."""
-        if os.environ.get("CXR_RAY_SCREENSHOTS"):
-            SCREENSHOTS.mkdir(exist_ok=True)
-            self.pixels()  # everything is painted
-            screen = Image.open(io.BytesIO(self.browser.get_screenshot_as_png())).convert("RGB")
-            screen.thumbnail((960, 960))
-            screen.save(SCREENSHOTS / f"{name}.png", optimize=True)
-
-
 @pytest.fixture
 def page(chromium: Any, service: Any, eventually: Callable[[Condition], Any]) -> Iterator[Page]:
-    """The page, not opened yet; afterwards no script has failed and nothing was asked of another host."""
-    chromium.get_log("browser")
-    yield Page(chromium, service, eventually)
-    said = [entry["message"] for entry in chromium.get_log("browser") if "the server responded with" not in entry["message"]]
-    assert [line for line in said if "ERR_INTERNET_DISCONNECTED" not in line] == []
-    names = chromium.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
-    chromium.get("about:blank")  # nothing is under way when the service stops
-    assert {urlsplit(name).hostname for name in names if not name.startswith("blob:")} == {"127.0.0.1"}
+    """The page, not opened yet."""
+    with watched(chromium, service, eventually) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -154,7 +75,6 @@ def test_a_multilabel_answer_shows_each_operating_point(page: Page) -> None:
 def test_another_label_has_another_heat_map(page: Page) -> None:
     page.open().sample("pneumonia")
     page.sees("#heat-note", "for pneumonia:")
-    page.keep("answer")
     before = page.pixels()
     page.one(".bar:nth-of-type(2) input").click()
     page.sees("#heat-note", "for covid:")
@@ -218,9 +138,6 @@ def test_a_batch_becomes_a_table_and_a_csv_file(page: Page, write: Any, tmp_path
     assert [row["error"] for row in rows] == ["", "", "not-an-image", ""]
     assert [row["p_covid"] for row in rows] == ["0.127", "0.127", "", "0.127"]
     assert [row["gate"] for row in rows] == ["ok", "ok", "", "ok"]
-    page.sees("#heat-note", "for pneumonia:")
-    page.browser.execute_script("scrollTo(0, document.body.scrollHeight)")
-    page.keep("batch")
     page.one("#clear").click()
     page.eventually(lambda: not page.one("#worklist").is_displayed())
 
@@ -232,7 +149,6 @@ def test_a_refusal_says_why_and_can_be_overruled(page: Page, write: Any) -> None
     page.open().upload(turned)
     page.sees("#result .notice", "Refused: not upright The image looks turned by 90° to the left. Answer all the same")
     page.sees(".checks", "upright The image looks turned by 90° to the left. refused 0.997 0.5")
-    page.keep("refusal")
     page.one("#result .notice button").click()
     page.sees(".call", "pneumonia")
     assert "Read with care" in page.text("#result .notice")
@@ -362,8 +278,6 @@ def test_a_phone_is_wide_enough(page: Page, write: Any) -> None:
     page.sees("#heat-note", "for effusion:")
     page.browser.execute_script("for (const part of document.querySelectorAll('details')) part.open = true")
     assert page.overflow() == 0
-    page.browser.execute_script("for (const part of document.querySelectorAll('details')) part.open = false")
-    page.keep("phone")
 
 
 @pytest.mark.parametrize("width", [1280, 390])

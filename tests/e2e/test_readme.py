@@ -4,82 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-import shutil
 import subprocess
-import sys
-import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-
-ROOT = Path(__file__).parents[2]
-KEY = "a-key-for-the-readme-test"
-
-
-def shell_blocks() -> list[str]:
-    return re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
-
-
-def commands() -> list[str]:
-    """The lines of all blocks without comments, without `make`."""
-    lines = [line.partition("  #")[0].strip() for block in shell_blocks() for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith("make")]
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "CXR_RAY_API_KEY": KEY, "PYTHONPATH": str(ROOT)}
-
-
-def wait_for(service: subprocess.Popen[str], url: str, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        assert service.poll() is None, service.communicate()
-        try:
-            urllib.request.urlopen(url, timeout=2).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(f"no answer at {url} within {seconds} s")
-
-
-@pytest.fixture(scope="module")
-def line(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """Run every command; the service stays up until the tests are done."""
-    folder = tmp_path_factory.mktemp("readme")
-    shutil.copytree(ROOT / "tune_configs", folder / "tune_configs")  # a user stands in the checkout
-    service: subprocess.Popen[str] | None = None
-    said: dict[str, str] = {}
-    try:
-        for command in commands():
-            if command.startswith("cxr-ray serve"):
-                service = subprocess.Popen(
-                    ["bash", "-c", f"exec {command}"],
-                    cwd=folder,
-                    env=environment,
-                    text=True,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                )
-                wait_for(service, "http://127.0.0.1:8000/healthz")
-                continue
-            done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
-            assert done.returncode == 0, f"$ {command}\n{done.stdout}\n{done.stderr}"
-            assert "Traceback" not in done.stderr
-            said[" ".join(command.split()[:2])] = done.stdout + done.stderr
-        yield {"folder": folder / "work", "said": said}
-    finally:
-        if service is not None:
-            service.send_signal(2)
-            _, error = service.communicate(timeout=60)
-            assert service.returncode == 0, f"the service did not end cleanly on Ctrl-C\n{error}"
+from readme_line import KEY, ROOT, URL, commands, shell_blocks
 
 
 def test_the_readme_has_its_commands() -> None:
@@ -157,7 +90,7 @@ def test_training_and_serving_give_the_same_probabilities(line: dict[str, Any]) 
     for row in evaluated[:8]:
         file, value = by_digest[row["image_id"]]
         request = urllib.request.Request(
-            "http://127.0.0.1:8000/v1/predict?gate=flag",
+            f"{URL}/v1/predict?gate=flag",
             data=(folder / "xrays" / file).read_bytes(),
             headers={"Authorization": f"Bearer {KEY}", "Content-Type": "application/octet-stream"},
         )

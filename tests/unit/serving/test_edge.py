@@ -22,7 +22,7 @@ def test_health_is_open(client: TestClient) -> None:
 
 def routes(client: TestClient) -> list[str]:
     paths = [route.path for route in client.app.routes]  # type: ignore[attr-defined]
-    return sorted({path.replace("{name}", "swagger-ui.css").replace("{version}", "1") for path in paths} - {"/healthz", "/readyz"})
+    return sorted({path.replace("{name}", "swagger-ui.css").replace("{version}", "1") for path in paths} - {"/healthz"})
 
 
 def test_every_other_route_wants_the_key(client: TestClient) -> None:
@@ -179,12 +179,19 @@ def test_refusals_of_queries(client: TestClient, path: str, arguments: dict[str,
     assert (answer.status_code, answer.json()["reason"]) == (422, reason)
 
 
-def test_readiness_is_open_and_follows_the_engine(serve_face: Callable[..., TestClient], fake_engine: Any) -> None:
+def test_readiness_follows_the_engine(serve_face: Callable[..., TestClient], fake_engine: Any) -> None:
     client = serve_face(engine=fake_engine)
+    client.headers = BEARER  # type: ignore[assignment]
     assert client.get("/readyz").json() == {"status": "ready"}
     fake_engine.healthy = False
     answer = client.get("/readyz")
     assert (answer.status_code, answer.json()) == (503, {"status": "not-ready"})
+
+
+@pytest.mark.parametrize("headers", [{"X-Padding": "x" * 2**15}, {f"X-Padding-{number}": "x" for number in range(3000)}])
+def test_a_large_head_is_refused(client: TestClient, headers: dict[str, str]) -> None:
+    answer = client.get("/v1/model", headers={**BEARER, **headers})
+    assert (answer.status_code, answer.json()["reason"]) == (431, "large-head")
 
 
 def test_wrong_methods_and_routes_are_json_too(client: TestClient) -> None:

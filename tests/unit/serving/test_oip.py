@@ -117,6 +117,13 @@ def test_refusals(client: TestClient, body: dict[str, Any], reason: str) -> None
     assert answer.json()["error"] == answer.json()["message"]
 
 
+def test_a_list_that_no_tensor_can_fill_is_not_read(client: TestClient) -> None:
+    answer = client.post(URL, json=asked(data=[0] * 3000), headers=BEARER)
+    assert "more numbers" in answer.json()["message"]
+    whole = client.post(URL, json=asked(shape=[16, 8, 8], data=[0] * 1024), headers=BEARER)
+    assert whole.status_code == 200
+
+
 @pytest.mark.parametrize("length", ["-1", "x", "99999999", "²"])
 def test_a_wrong_length_of_the_json_is_refused(client: TestClient, length: str) -> None:
     headers = {**BEARER, "Inference-Header-Content-Length": length.encode("latin-1")}

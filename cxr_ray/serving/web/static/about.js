@@ -1,5 +1,6 @@
 // What is being served: name, version, how well it did, its model card.
 
+import { card } from "./card.js";
 import { find, make } from "./dom.js";
 
 const FIGURES = { accuracy: "Accuracy", macro_f1: "Macro F1", macro_auroc: "Macro AUROC", ece: "Calibration error" };
@@ -12,7 +13,7 @@ export function about(info) {
   const parts = [
     facts(info),
     info.metrics && figures(info.metrics),
-    info.card && make("pre", { class: "card", tabindex: "0", "aria-label": "Model card" }, info.card),
+    info.card && make("details", { class: "card" }, make("summary", {}, "Model card"), make("div", {}, card(info.card))),
   ];
   find("#about div").replaceChildren(...parts.filter(Boolean));
   find("#about").hidden = false;
