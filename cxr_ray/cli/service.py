@@ -65,9 +65,10 @@ def serve(
     Example: cxr-ray serve bundle --port 8000
     """
     from cxr_ray.cluster import connected
-    from cxr_ray.serving.app import ServeSettings, serve_until_stopped
+    from cxr_ray.serving.app import ServeSettings
     from cxr_ray.serving.audit import OFF, STDOUT
     from cxr_ray.serving.keys import obtain_key
+    from cxr_ray.serving.start import serve_until_stopped
     from cxr_ray.settings import parse_settings
     from cxr_ray.storage import absolute
 

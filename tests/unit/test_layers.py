@@ -54,6 +54,7 @@ RAY_EDGES = {
     "tuning/trial.py",
     "synthesis/trainer.py",
     "serving/app.py",
+    "serving/start.py",
     "serving/offline.py",
 }
 
