@@ -162,18 +162,18 @@ def mend(rendered: str, front: Front, *, pem: str | None = None) -> str:
         pem: The certificate; ``pem`` + ``.key`` is its key.
     """
     mended: list[str] = []
-    for header, lines in _sections(rendered):
+    for header, given in _sections(rendered):
+        lines = [line for line in given if not line.startswith(("log ", "log-format", "option httplog"))]
         if header == "global":
-            lines = [line.replace("mode 666", "mode 600") for line in lines if not line.startswith("log ")]
+            lines = [line.replace("mode 666", "mode 600") for line in lines]
         elif header == "defaults":
-            lines = [line for line in lines if not line.startswith(("log ", "option httplog", "errorfile ", "timeout http-"))]
+            lines = [line for line in lines if not line.startswith(("errorfile ", "timeout http-"))]
             lines += [f"timeout {name} {seconds}s" for name, seconds in _TIMEOUTS.items()] + _own_answers()
         elif header == "frontend http_frontend":
             lines = _frontend(lines, front, pem)
         elif header == "backend default_backend":
             lines = [f"http-request return status 404 {_NO_ROUTE}"]
         elif header.startswith("backend "):
-            lines = [line for line in lines if not line.startswith("log ")]
             mended += _section(f"{header}-whole", _through_rays_proxy(header.removeprefix("backend "), lines))
         else:
             continue  # statistics, counters, gRPC: nothing else listens
@@ -237,7 +237,7 @@ def _through_rays_proxy(backend: str, lines: Sequence[str]) -> list[str]:
                 line = f"{line.removesuffix(' backup')} observe layer4 error-limit 1 on-error mark-down"
             else:
                 _, name, address, *_ = line.split()
-                line = f"server {name} {address} track {backend}/{name} backup"
+                line = f"server {name} {address} no-check track {backend}/{name} backup"
         found.append(line)
     return found
 
