@@ -25,6 +25,7 @@ class RayProxy:
         status: int = 200,
         headers: list[tuple[bytes, bytes]] | None = None,
         body: bytes = b"{}",
+        *,
         failures: int = 0,
         failure: int = 500,
     ) -> None:
@@ -190,7 +191,7 @@ def test_bodies_together_have_a_limit() -> None:
     memory.take(10)
 
 
-@pytest.mark.parametrize("failures", [0, 9])
+@pytest.mark.parametrize("failures", [0, 99])
 def test_what_a_body_took_is_given_back(failures: int) -> None:
     proxy = RayProxy(headers=OURS, failures=failures)
     guard = ProxyGuard(proxy, EdgeLimits(memory_bytes=100))  # type: ignore[arg-type]
