@@ -212,6 +212,7 @@ def build(args: ServeSettings) -> Application:
         graceful_shutdown_timeout_s=args.body_s + args.deadline_s + 5,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=5,
+        max_constructor_retry_count=3,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         user_config={"max_batch_size": args.max_batch_size, "batch_wait_ms": args.batch_wait_ms},
         logging_config=LoggingConfig(encoding="JSON", enable_access_log=False),
