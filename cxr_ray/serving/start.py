@@ -18,10 +18,9 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from cxr_ray.errors import ClusterError
-from cxr_ray.serving.app import ServeSettings, build
+from cxr_ray.serving.app import ServeSettings, checked
+from cxr_ray.serving.deployed import deploy
 from cxr_ray.serving.keys import KEY_VARIABLE, ApiKey, obtain_key
-
-APPLICATION = "cxr-ray"
 
 
 @contextlib.contextmanager
@@ -33,16 +32,11 @@ def running(settings: ServeSettings, *, host: str = "127.0.0.1", port: int = 800
     """
     port = port or _free_port(host)
     _check_port(host, port)
-    application = build(settings)
+    settings = checked(settings)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this process: its own three lines say less than ours
     serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=LoggingConfig(enable_access_log=False))
     try:
-        try:
-            serve.run(application, name=APPLICATION, route_prefix="/")
-        except RuntimeError as error:
-            raise ClusterError(
-                "the service did not come up; its log is in Ray's session folder", hint="the same command with --debug"
-            ) from error
+        deploy(settings)
         yield f"http://{host}:{port}"
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
