@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -36,7 +36,7 @@ from cxr_ray.serving.rollout import Report, Rollout
 from cxr_ray.serving.schema import ModelInfo
 from cxr_ray.serving.traffic import Forwarded, Reply, Traffic
 from cxr_ray.serving.versions import answered
-from cxr_ray.settings import Settings
+from cxr_ray.settings import Settings, parse_settings
 
 DEPLOYMENT = "classifier"
 
@@ -281,14 +281,17 @@ def checked(args: ServeSettings) -> ServeSettings:
     return args
 
 
-def build(args: ServeSettings) -> Application:
+def build(given: Mapping[str, Any]) -> Application:
     """The application, as ``import_path: cxr_ray.serving.app:build`` of a Serve config file names it.
+
+    Args:
+        given: :class:`ServeSettings` as they stand in the file; Ray Serve does not see the type behind a postponed annotation.
 
     Raises:
         BundleError: As :func:`checked`.
-        ConfigError: Likewise.
+        ConfigError: Likewise, or an argument is unknown or out of range.
     """
-    args = checked(args)
+    args = checked(parse_settings(ServeSettings, given, where="args"))
     deployment: Any = serve.deployment(
         serve.ingress()(Classifier),
         name=DEPLOYMENT,
