@@ -48,6 +48,10 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     replicas: Annotated[int, typer.Option(min=1, help="Copies of the model.")] = 1,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A further bundle, asked for by its name: ?model=NAME, /v2/models/NAME. Repeatable.", metavar="NAME=BUNDLE"),
+    ] = None,
     key_file: Annotated[
         str | None, typer.Option(help="File holding the API key; default: CXR_RAY_API_KEY, or a new key, printed once.")
     ] = None,
@@ -75,12 +79,27 @@ def serve(
     if keys is not None and key_file is not None:
         raise ConfigError(["--keys and --key-file exclude each other: one is a file of many keys, the other of one"], where="serve")
     key = obtain_key(key_file) if keys is None else None
-    given = {"bundle": bundle, "replicas": replicas, "key_sha256": key and key.digest, "gate": gate}
-    given |= {"keys": keys and absolute(keys), "audit": audit if audit in (STDOUT, OFF) else absolute(audit)}
+    given: dict[str, object] = {"bundle": absolute(bundle), "models": _named(model or []), "replicas": replicas, "gate": gate}
+    given |= {
+        "key_sha256": key and key.digest,
+        "keys": keys and absolute(keys),
+        "audit": audit if audit in (STDOUT, OFF) else absolute(audit),
+    }
     settings = parse_settings(ServeSettings, given, where="serve")
     settings.key_ring()
     with connected(address):
         serve_until_stopped(settings, host=host, port=port, ready=lambda url: _announce(url, key.shown if key else None))
+
+
+def _named(models: list[str]) -> dict[str, str]:
+    """``NAME=BUNDLE`` by name."""
+    from cxr_ray.storage import absolute
+
+    pairs = [one.partition("=") for one in models]
+    faults = [f"--model {''.join(pair)}: expected NAME=BUNDLE" for pair in pairs if not all(pair)]
+    if faults:
+        raise ConfigError(faults, where="serve")
+    return {name: absolute(location) for name, _, location in pairs}
 
 
 def _announce(url: str, new_key: str | None) -> None:

@@ -49,8 +49,8 @@ def advance(deployed: Deployed, heard: Sequence[Report], now: float) -> Deployed
     if rollout.over:
         told = bool(heard) and all(report.rollout == rollout for report in heard)
         return deployed.without(name) if name in deployed.applications and (told or age > _HEARD_S) else None
-    if rollout.state == "promoting":
-        return _promoted(deployed, rollout, heard, now)
+    if rollout.state == "promoting" and (step := _promoted(deployed, rollout, heard, now)) is not None:
+        return step
     candidate, starting = deployed.status(name), rollout.state == "starting"
     if candidate.failed or name not in deployed.applications:
         cause: Cause = "start-failed" if starting else "unhealthy"
@@ -73,10 +73,10 @@ def _promoted(deployed: Deployed, rollout: Rollout, heard: Sequence[Report], now
     return None
 
 
-def ended(deployed: Deployed, rollout: Rollout, cause: Cause, message: str, now: float) -> Deployed:
-    """The service with the bundle from before the rollout, which is over."""
+def ended(deployed: Deployed, rollout: Rollout, cause: Cause, message: str, now: float, *, surge: bool = False) -> Deployed:
+    """The service with the bundle from before the rollout, which is over; ``surge`` as of :meth:`Deployed.changed`."""
     over = _moved(rollout, "ended", now).model_copy(update={"cause": cause, "message": message})
-    return deployed.changed(bundle=rollout.current.bundle, rollout=over)
+    return deployed.changed(bundle=rollout.current.bundle, rollout=over, surge=surge)
 
 
 def _moved(rollout: Rollout, state: State, now: float) -> Rollout:
@@ -147,7 +147,8 @@ class Conductor:
         """End a rollout, or undo one that was promoted."""
 
         def change(deployed: Deployed, rollout: Rollout) -> Deployed:
-            return ended(deployed, rollout, "by-hand", "taken back by hand", time.time())
+            replaced = rollout.state in {"promoting", "promoted"} and _room(deployed.settings)
+            return ended(deployed, rollout, "by-hand", "taken back by hand", time.time(), surge=replaced)
 
         self._change(change, but=("ended",))
 
