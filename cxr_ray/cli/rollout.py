@@ -114,11 +114,11 @@ def status(address: Address = None, json: Json = False, debug: Debug = False) ->
         figures: dict[str, Any] = {"replicas": len(heard), "requests": len(tally.failed), "failed": sum(tally.failed)}
         for name, seconds in (("p99_ms", tally.seconds), ("current_p99_ms", tally.current_seconds)):
             figures[name] = round(1000 * percentile_99(seconds), 1) if seconds else None
-        figures |= {"compared": tally.compared, "agreed": tally.agreed, "largest_difference": tally.largest_difference}
+        figures |= {"compared": tally.compared, "agreed": tally.agreed, "largest_difference": round(tally.largest_difference, 6)}
         figures["skipped"] = tally.skipped
         said = f"{found.mode}, {found.weight:g} %" if found.state == "running" else found.message or found.mode
         console.say(f"rollout {found.id} is {found.state} ({said}): {found.current.version} -> {found.candidate.version}")
-        console.table("seen by replicas", list(figures), [[str(value) for value in figures.values()]])
+        console.table("seen by its replicas", ["", ""], [[name.replace("_", " "), f"{value}"] for name, value in figures.items()])
         console.result({"rollout": found.model_dump(mode="json"), "figures": figures})
 
     _with(address, work)
@@ -162,10 +162,12 @@ def back(address: Address = None, json: Json = False, debug: Debug = False) -> N
 
 def _with(address: str | None, work: Callable[[Callable[..., None]], None]) -> None:
     """Join the service's cluster for the length of ``work``, which is given the way to its conductor."""
+    import logging
     import os
 
     from cxr_ray.cluster import connected
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this process
     with connected(address or os.environ.get("RAY_ADDRESS") or "auto"):
         from cxr_ray.serving.conductor import order
 

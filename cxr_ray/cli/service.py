@@ -103,11 +103,16 @@ def _named(models: list[str]) -> dict[str, str]:
 
 
 def _announce(url: str, new_key: str | None) -> None:
+    from cxr_ray.cluster import joined_address
+
+    cluster = joined_address()
     console.say(f"serving at [bold]{url}[/]  (page: {url}/, docs: {url}/docs, health: {url}/healthz); Ctrl-C ends it")
     if new_key:
         console.say("API key, shown this once:")
         console.say(f"  {new_key}")
+    console.say(f"a new version beside this one: cxr-ray rollout start NEW_BUNDLE --address {cluster}")
     key = new_key or "$CXR_RAY_API_KEY"
     console.result(
-        {"url": url, "key_shown": bool(new_key)}, next_step=f'curl -H "Authorization: Bearer {key}" -F image=@xray.png {url}/v1/predict'
+        {"url": url, "key_shown": bool(new_key), "cluster": cluster},
+        next_step=f'curl -H "Authorization: Bearer {key}" -F image=@xray.png {url}/v1/predict',
     )

@@ -10,7 +10,6 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Final, Literal
 
 from pydantic import Field
@@ -21,9 +20,12 @@ Mode = Literal["canary", "shadow"]
 State = Literal["starting", "running", "promoting", "promoted", "ended"]
 Cause = Literal["by-hand", "start-failed", "error-rate", "latency", "unhealthy", "promotion-failed"]
 
-_ONE_SIDED_99: Final = NormalDist().inv_cdf(0.99)
+_DOUBT: Final = 0.001
+"""Chance of the figures, or worse ones, from a candidate that keeps its limits: the question is asked anew with every request."""
 _SLOW_SHARE: Final = 0.01
 """What a 99th percentile leaves above it."""
+_LEAST_TIMES: Final = 100
+"""The 99th percentile of fewer values is the largest of them."""
 _WINDOW_REQUESTS: Final = 500
 
 
@@ -38,14 +40,14 @@ class ModelVersion(Settings):
 
 
 class RolloutLimits(Settings):
-    """When a candidate is taken back without being asked. Each rule wants to be 99 % sure, so that one bad request ends nothing."""
+    """When a candidate is taken back without being asked. Each rule wants to be 99.9 % sure, so that one bad request ends nothing."""
 
     error_rate: float = Field(default=0.02, gt=0, lt=1)
     """Share of its requests that it may fail: an exception, a 5xx, no answer in time, or no room."""
     latency_factor: float = Field(default=3.0, gt=1)
     """Its 99th percentile over that of the current version, measured where requests arrive."""
     least_requests: int = Field(default=20, ge=1)
-    """Before so many are in the window, neither rule is asked."""
+    """Before so many of its requests are in the window, it is not judged; its times not before 100 of either version."""
     window_s: float = Field(default=600.0, gt=0)
     """Age at which a request leaves the window; it holds 500 a replica at most."""
     start_s: float = Field(default=300.0, gt=0)
@@ -147,7 +149,7 @@ def judge(tally: Tally, limits: RolloutLimits) -> Breach | None:
     asked, failures = len(tally.failed), sum(tally.failed)
     if asked >= limits.least_requests and surely_above(failures, asked, limits.error_rate):
         return Breach("error-rate", f"{failures} of {asked} requests failed; {limits.error_rate:.2%} may")
-    if min(len(tally.seconds), len(tally.current_seconds)) < limits.least_requests:
+    if min(len(tally.seconds), len(tally.current_seconds)) < _LEAST_TIMES:
         return None
     most = limits.latency_factor * percentile_99(tally.current_seconds)
     slow = sum(seconds > most for seconds in tally.seconds)
@@ -158,11 +160,12 @@ def judge(tally: Tally, limits: RolloutLimits) -> Breach | None:
 
 
 def surely_above(count: int, of: int, rate: float) -> bool:
-    """Whether ``count`` of ``of`` is more than ``rate`` with 99 % confidence: by the lower end of Wilson's interval, one-sided."""
-    share, squared = count / of, _ONE_SIDED_99**2
-    centre = share + squared / (2 * of)
-    spread = _ONE_SIDED_99 * math.sqrt(share * (1 - share) / of + squared / (4 * of * of))
-    return (centre - spread) / (1 + squared / of) > rate
+    """Whether ``count`` of ``of`` is more than ``rate`` allows: an exact binomial test, one-sided."""
+    chance, fewer = (1 - rate) ** of, 0.0  # of exactly ``number``; of fewer than ``count``
+    for number in range(count):
+        fewer += chance
+        chance *= (of - number) / (number + 1) * rate / (1 - rate)
+    return 1 - fewer < _DOUBT
 
 
 def percentile_99(values: Sequence[float]) -> float:

@@ -55,7 +55,7 @@ def test_a_slow_candidate_has_to_go_and_one_slow_answer_does_not() -> None:
     current = (0.1,) * 100
     assert judge(Tally(seconds=(0.29,) * 100, current_seconds=current), limits) is None
     assert judge(Tally(seconds=(0.1,) * 99 + (5.0,), current_seconds=current), limits) is None
-    assert judge(Tally(seconds=(0.5,) * 100, current_seconds=current[:19]), limits) is None  # nothing to compare with
+    assert judge(Tally(seconds=(0.5,) * 100, current_seconds=current[:99]), limits) is None  # too little to compare with
     breach = judge(Tally(seconds=(0.1,) * 80 + (0.5,) * 20, current_seconds=current), limits)
     assert breach is not None
     assert breach.cause == "latency"
@@ -63,10 +63,21 @@ def test_a_slow_candidate_has_to_go_and_one_slow_answer_does_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "of", "rate", "sure"), [(1, 1, 0.5, False), (10, 10, 0.5, True), (30, 100, 0.2, True), (25, 100, 0.2, False)]
+    ("count", "of", "rate", "sure"),
+    [(9, 9, 0.5, False), (10, 10, 0.5, True), (2, 30, 0.01, False), (30, 100, 0.2, False), (35, 100, 0.2, True)],
 )
 def test_certainty_grows_with_the_number_of_requests(count: int, of: int, rate: float, sure: bool) -> None:
     assert surely_above(count, of, rate) is sure
+
+
+def test_the_chance_is_the_binomial_one() -> None:
+    """By counting: 3 or more of 10 at 10 % has a chance of 7.02 %, and 7 or more one of 9e-6."""
+    from itertools import product
+
+    def at_least(count: int) -> float:
+        return sum(0.1 ** sum(tries) * 0.9 ** (10 - sum(tries)) for tries in product((0, 1), repeat=10) if sum(tries) >= count)
+
+    assert [surely_above(count, 10, 0.1) for count in range(11)] == [at_least(count) < 0.001 for count in range(11)]
 
 
 def test_the_99th_percentile_is_a_value_that_was_seen() -> None:
