@@ -247,8 +247,9 @@ def service(bundle: str, which: str) -> Iterator[tuple[int, Callable[[], None]]]
     os.environ["CXR_RAY_API_KEY"] = KEY
     front.choose(which)
     cluster.prepare_environment()
-    from cxr_ray.serving.app import ServeSettings, build
-    from cxr_ray.serving.start import deploy, running
+    from cxr_ray.serving.app import ServeSettings
+    from cxr_ray.serving.deployed import deploy
+    from cxr_ray.serving.start import running
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     settings = ServeSettings(bundle=bundle, replicas=2, cpus=1)
@@ -258,7 +259,7 @@ def service(bundle: str, which: str) -> Iterator[tuple[int, Callable[[], None]]]
         manifest = json.loads((other / "bundle.json").read_text())
         (other / "bundle.json").write_text(json.dumps(manifest | {"name": f"{manifest['name']}-other"}))
         with running(settings, port=0) as url:
-            yield int(url.rpartition(":")[2]), lambda: deploy(build(settings.model_copy(update={"bundle": str(other)})))
+            yield int(url.rpartition(":")[2]), lambda: deploy(settings.model_copy(update={"bundle": str(other)}))
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from cxr_ray.errors import CxrRayError
-from cxr_ray.serving.schema import Answer, Answers, Explanation, IndexedRefusal, ModelInfo
+from cxr_ray.serving.schema import Answer, Answers, Explanation, IndexedRefusal, ModelInfo, ModelList, ModelSummary
 
 Source = str | PathLike[str] | bytes
 """A file's path, or its content."""
@@ -51,15 +51,16 @@ class Client:
         url: Of the service, such as ``http://127.0.0.1:8000``.
         key: An API key.
         timeout: Seconds for one call, waiting for a busy service included.
+        model: Name of the model to ask (:meth:`models`). None: the one that the service is named for.
 
     Raises:
         ServiceError: The URL is none of HTTP.
     """
 
-    def __init__(self, url: str, key: str, *, timeout: float = 60.0) -> None:
+    def __init__(self, url: str, key: str, *, timeout: float = 60.0, model: str | None = None) -> None:
         if urllib.parse.urlsplit(url).scheme not in {"http", "https"}:
             raise ServiceError(f"{url!r} is no address of a service", reason="unreachable", hint="such as http://127.0.0.1:8000")
-        self._url, self._key, self._timeout = url.rstrip("/"), key, timeout
+        self._url, self._key, self._timeout, self._model = url.rstrip("/"), key, timeout, model
 
     def predict(self, source: Source, *, gate: GatePolicy | None = None) -> Answer:
         """Classify one image.
@@ -100,6 +101,14 @@ class Client:
         """
         return self._ask("/v1/model", ModelInfo, {})
 
+    def models(self) -> list[ModelSummary]:
+        """The models of the service.
+
+        Raises:
+            ServiceError: As :meth:`predict`.
+        """
+        return self._ask("/v1/models", ModelList, {}).models
+
     def _ask(
         self,
         path: str,
@@ -109,7 +118,7 @@ class Client:
         content: bytes | None = None,
         kind: str = "application/octet-stream",
     ) -> M:
-        given = urllib.parse.urlencode({name: value for name, value in query.items() if value is not None})
+        given = urllib.parse.urlencode({name: value for name, value in {**query, "model": self._model}.items() if value is not None})
         url = f"{self._url}{path}" + (f"?{given}" if given else "")
         headers = {"Authorization": f"Bearer {self._key}", "Content-Type": kind}
         end = time.monotonic() + self._timeout

@@ -187,6 +187,13 @@ def require(cpus: float, gpus: float, *, what: str) -> None:
         raise ClusterError(f"{what} needs {' and '.join(lacking)}", hint="fewer --workers, or a larger cluster (--address)")
 
 
+def joined_address() -> str:
+    """Where others join the cluster that this process is in, as ``--address`` takes it."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
 def nodes() -> int:
     """Nodes of the cluster that are alive; Ray must be connected."""
     import ray

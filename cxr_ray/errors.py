@@ -92,5 +92,9 @@ class ClusterError(CxrRayError):
     """Ray cannot be reached, or can never give the resources that were asked for."""
 
 
+class RolloutError(CxrRayError):
+    """A rollout cannot be started or changed as asked."""
+
+
 class StorageError(CxrRayError):
     """A path or URI cannot be read or written."""

@@ -39,6 +39,7 @@ def _register() -> None:
         keys,
         models,
         reproduce,
+        rollout,
         select,
         service,
         synthesis,
@@ -46,7 +47,7 @@ def _register() -> None:
         tune,
     )
 
-    stages = (demo, data, synthesis, train, tune, select, models, explain, reproduce, service, ask, keys, dicom, cluster, inspect)
+    stages = (demo, data, synthesis, train, tune, select, models, explain, reproduce, service, rollout, ask, keys, dicom, cluster, inspect)
     for module in stages:
         module.register(app)
 

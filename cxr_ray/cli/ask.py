@@ -25,6 +25,7 @@ def ask(
     images: Annotated[list[Path], typer.Argument(help="PNG, JPEG or DICOM files.")],
     key_file: Annotated[Path | None, typer.Option(help="File holding an API key; default: CXR_RAY_API_KEY.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Also write where the model looked, as IMAGE.heat.png here.")] = False,
+    model: Annotated[str | None, typer.Option(help="Model of the service to ask; default: the one it is named for.")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for each image.")] = 60.0,
     json: Json = False,
     debug: Debug = False,
@@ -35,7 +36,7 @@ def ask(
     """
     from cxr_ray.client import Client, ServiceError
 
-    client = Client(url, read_key(key_file), timeout=timeout)
+    client = Client(url, read_key(key_file), timeout=timeout, model=model)
     rows, answers, refused = [], [], 0
     for image in images:
         try:

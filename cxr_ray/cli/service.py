@@ -54,6 +54,10 @@ def serve(
         typer.Option(help="Before the replicas of a cluster started here: haproxy, ray (its own proxy), or auto (HAProxy if there)."),
     ] = "auto",
     replicas: Annotated[int, typer.Option(min=1, help="Copies of the model.")] = 1,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A further bundle, asked for by its name: ?model=NAME, /v2/models/NAME. Repeatable.", metavar="NAME=BUNDLE"),
+    ] = None,
     key_file: Annotated[
         str | None, typer.Option(help="File holding the API key; default: CXR_RAY_API_KEY, or a new key, printed once.")
     ] = None,
@@ -82,8 +86,12 @@ def serve(
     if keys is not None and key_file is not None:
         raise ConfigError(["--keys and --key-file exclude each other: one is a file of many keys, the other of one"], where="serve")
     key = obtain_key(key_file) if keys is None else None
-    given = {"bundle": bundle, "replicas": replicas, "key_sha256": key and key.digest, "gate": gate}
-    given |= {"keys": keys and absolute(keys), "audit": audit if audit in (STDOUT, OFF) else absolute(audit)}
+    given: dict[str, object] = {"bundle": absolute(bundle), "models": _named(model or []), "replicas": replicas, "gate": gate}
+    given |= {
+        "key_sha256": key and key.digest,
+        "keys": keys and absolute(keys),
+        "audit": audit if audit in (STDOUT, OFF) else absolute(audit),
+    }
     settings = parse_settings(ServeSettings, given, where="serve")
     settings.key_ring()
     place = Place(host, port, tls_cert, tls_key)
@@ -93,12 +101,28 @@ def serve(
         serve_until_stopped(settings, place=place, ready=lambda url: _announce(url, key.shown if key else None))
 
 
+def _named(models: list[str]) -> dict[str, str]:
+    """``NAME=BUNDLE`` by name."""
+    from cxr_ray.storage import absolute
+
+    pairs = [one.partition("=") for one in models]
+    faults = [f"--model {''.join(pair)}: expected NAME=BUNDLE" for pair in pairs if not all(pair)]
+    if faults:
+        raise ConfigError(faults, where="serve")
+    return {name: absolute(location) for name, _, location in pairs}
+
+
 def _announce(url: str, new_key: str | None) -> None:
+    from cxr_ray.cluster import joined_address
+
+    cluster = joined_address()
     console.say(f"serving at [bold]{url}[/]  (page: {url}/, docs: {url}/docs, health: {url}/healthz); Ctrl-C ends it")
     if new_key:
         console.say("API key, shown this once:")
         console.say(f"  {new_key}")
+    console.say(f"a new version beside this one: cxr-ray rollout start NEW_BUNDLE --address {cluster}")
     key = new_key or "$CXR_RAY_API_KEY"
     console.result(
-        {"url": url, "key_shown": bool(new_key)}, next_step=f'curl -H "Authorization: Bearer {key}" -F image=@xray.png {url}/v1/predict'
+        {"url": url, "key_shown": bool(new_key), "cluster": cluster},
+        next_step=f'curl -H "Authorization: Bearer {key}" -F image=@xray.png {url}/v1/predict',
     )

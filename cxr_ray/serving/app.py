@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Sequence
-from typing import Any, Self
+import weakref
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +25,20 @@ from cxr_ray.errors import ConfigError
 from cxr_ray.serving.answers import GatePolicy
 from cxr_ray.serving.audit import AuditLog
 from cxr_ray.serving.decoding import MEMORY_BYTES, DecodePool
-from cxr_ray.serving.edge import Face, build_api
+from cxr_ray.serving.edge import Face, build_api, build_routes
 from cxr_ray.serving.engine import LocalEngine, Row
+from cxr_ray.serving.fleet import MODEL_NAME, Load
 from cxr_ray.serving.guard import EdgeLimits
 from cxr_ray.serving.keys import KEY_VARIABLE, SHA256, KeyRecord, KeyRing, obtain_key, read_keys
 from cxr_ray.serving.metrics import Metrics
 from cxr_ray.serving.predictor import Predictor
+from cxr_ray.serving.rollout import Report, Rollout
 from cxr_ray.serving.schema import ModelInfo
-from cxr_ray.settings import Settings
+from cxr_ray.serving.traffic import Forwarded, Reply, Traffic
+from cxr_ray.serving.versions import answered
+from cxr_ray.settings import Settings, parse_settings
+
+DEPLOYMENT = "classifier"
 
 
 class ServeSettings(Settings):
@@ -74,6 +81,10 @@ class ServeSettings(Settings):
     """Audit log: a file on each replica's machine, ``stdout``, or ``off``."""
     cors_origins: tuple[str, ...] = ()
     """Origins (``https://host``) whose pages may ask; by default none."""
+    models: dict[Annotated[str, Field(pattern=f"^{MODEL_NAME}$")], str] = Field(default_factory=dict)
+    """Further BUNDLEs by the name that requests give (``?model=NAME``, ``/v2/models/NAME``); loaded when they are first asked for."""
+    models_per_replica: int = Field(default=3, ge=1)
+    """Of those, how many a replica keeps in memory; the one that was not asked for the longest leaves."""
 
     @field_validator("cors_origins")
     @classmethod
@@ -103,48 +114,107 @@ class ServeSettings(Settings):
         return KeyRing(records, location=self.keys, share=1 / self.replicas)
 
 
+class Served:
+    """One bundle in a replica: its model and decoding processes, behind an engine of its own, and its batches.
+
+    The processes end when nobody holds the engine any more: a request that is under way outlives the model's place in memory.
+    """
+
+    def __init__(self, settings: ServeSettings, bundle: Bundle, metrics: Metrics) -> None:
+        decoders = DecodePool(
+            bundle.preprocess,
+            processes=settings.decoders,
+            memory_bytes=settings.decoder_memory_mib * 2**20,
+            seconds=settings.deadline_s,
+            on_replace=metrics.replaced.inc,
+        )
+        infer: Any = self._forward_of(lambda: engine())
+        self.batches: Any = serve.batch(infer)  # of each model its own queue
+        predictor = Predictor(bundle, device="cuda" if settings.gpus else "cpu")
+        self.engine = LocalEngine(predictor, decoders, metrics, infer=self.batches)
+        engine = weakref.ref(self.engine)
+        weakref.finalize(self.engine, decoders.close).atexit = False
+        self.set_batches(settings.max_batch_size, settings.batch_wait_ms)
+        for size in {1, settings.max_batch_size}:  # the first pass allocates; no client should wait for it
+            self.engine.forward(np.zeros((size, bundle.preprocess.height, bundle.preprocess.width), dtype=np.uint8))
+
+    @staticmethod
+    def _forward_of(engine: Callable[[], LocalEngine | None]) -> Callable[[Sequence[NDArray[np.uint8]]], Awaitable[list[Row]]]:
+        async def infer(images: Sequence[NDArray[np.uint8]]) -> list[Row]:
+            found = engine()
+            assert found is not None, "whoever waits for an image holds its engine"
+            return await asyncio.to_thread(found.forward, np.stack(images))
+
+        return infer
+
+    def set_batches(self, most: int, wait_ms: float) -> None:
+        """How large a batch gets, and how long its first image waits for company."""
+        self.batches.set_max_batch_size(most)
+        self.batches.set_batch_wait_timeout_s(wait_ms / 1000)
+
+
 class Classifier:
-    """One replica: a model, its decoding processes, and the routes around them."""
+    """One replica: its models, the routes around them, and what it does about a rollout."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = chosen = ServeSettings(**settings)
         self._keys = chosen.key_ring()
         bundle = read_bundle(chosen.bundle)
-        self._audit = AuditLog(chosen.audit, model_sha256=manifest_sha256(bundle))
+        info = model_info(bundle)
+        self._audit = AuditLog(chosen.audit, model_sha256=info.manifest_sha256)
         use_cores(min(round(chosen.cpus), os.cpu_count() or 1))  # Ray starts its workers with one thread
         self._metrics = Metrics()
-        decoders = DecodePool(
-            bundle.preprocess,
-            processes=chosen.decoders,
-            memory_bytes=chosen.decoder_memory_mib * 2**20,
-            seconds=chosen.deadline_s,
-            on_replace=self._metrics.replaced.inc,
+        self._main = Served(chosen, bundle, self._metrics)
+        self.engine = self._main.engine
+        others = {name: model_info(read_bundle(location)).model_copy(update={"name": name}) for name, location in chosen.models.items()}
+        self._traffic = Traffic(info, self._ask, patience=chosen.deadline_s / 2, metrics=self._metrics, audit=self._audit)
+        self._face = Face(
+            engine=self.engine,
+            info=info,
+            keys=self._keys,
+            audit=self._audit,
+            limits=EdgeLimits(body_seconds=chosen.body_s, deadline_seconds=chosen.deadline_s),
+            gate=chosen.gate,
+            cors_origins=chosen.cors_origins,
+            metrics=self._metrics,
+            gather=self._all_counters,
+            others=others,
+            load=self._loader(),
+            traffic=self._traffic,
         )
-        predictor = Predictor(bundle, device="cuda" if chosen.gpus else "cpu")
-        self.engine = LocalEngine(predictor, decoders, self._metrics, infer=lambda image: self._infer(image))
-        for size in {1, chosen.max_batch_size}:  # the first pass allocates; no client should wait for it
-            self.engine.forward(np.zeros((size, bundle.preprocess.height, bundle.preprocess.width), dtype=np.uint8))
+        self._routes = build_routes(self._face)
 
     def __serve_build_asgi_app__(self) -> Any:
         """The ASGI application of this replica (called by Ray Serve after ``__init__``)."""
-        chosen = self.settings
-        return build_api(
-            Face(
-                engine=self.engine,
-                info=model_info(self.engine.predictor.bundle),
-                keys=self._keys,
-                audit=self._audit,
-                limits=EdgeLimits(body_seconds=chosen.body_s, deadline_seconds=chosen.deadline_s),
-                gate=chosen.gate,
-                cors_origins=chosen.cors_origins,
-                metrics=self._metrics,
-                gather=self._all_counters,
-            )
-        )
+        return build_api(self._face)
 
-    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.002)
-    async def _infer(self, images: Sequence[NDArray[np.uint8]]) -> list[Row]:
-        return await asyncio.to_thread(self.engine.forward, np.stack(images))
+    def _loader(self) -> Load:
+        """Other models than the one that the service is named for: as many in memory as there is room for, by Ray Serve's LRU."""
+        chosen, metrics = self.settings, self._metrics
+
+        async def load(name: str) -> Served:
+            return await asyncio.to_thread(lambda: Served(chosen, read_bundle(chosen.models[name]), metrics))
+
+        loaded = serve.multiplexed(load, max_num_models_per_replica=chosen.models_per_replica)
+
+        async def engine(name: str) -> LocalEngine:
+            served: Served = await loaded(name)
+            return served.engine
+
+        return engine
+
+    async def _ask(self, application: str, request: Forwarded) -> Reply:
+        handle = await asyncio.to_thread(serve.get_deployment_handle, DEPLOYMENT, application)
+        reply: Reply = await handle.answer.remote(request)
+        return reply
+
+    async def answer(self, request: Forwarded) -> Reply:
+        """The answer of this version to a request that another version's guard has let in."""
+        return await answered(self._routes, request)
+
+    async def report(self) -> Report:
+        """How this replica stands in a rollout."""
+        return Report(self._traffic.info.version, self._traffic.rollout, self._traffic.tally())
 
     async def counters(self) -> tuple[str, list[Metric]]:
         """This replica's name and counters, for the one that is asked for all of them."""
@@ -155,11 +225,11 @@ class Classifier:
         handle = serve.get_deployment_handle(context.deployment, context.app_name)
         return dict(await handle.broadcast("counters").results_async(timeout_s=5))
 
-    def reconfigure(self, batching: dict[str, Any]) -> None:
-        """Ray Serve's hook: batch size and wait can change without a restart."""
-        infer: Any = self._infer  # the decorator adds these
-        infer.set_max_batch_size(int(batching["max_batch_size"]))
-        infer.set_batch_wait_timeout_s(float(batching["batch_wait_ms"]) / 1000)
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Ray Serve's hook: batches and rollouts change without a restart."""
+        self._main.set_batches(int(user_config["max_batch_size"]), float(user_config["batch_wait_ms"]))
+        given = user_config.get("rollout")
+        self._traffic.update(None if given is None else Rollout(**given))
 
     async def check_health(self) -> None:
         """Ray Serve's probe: a forward pass that fails makes this replica be replaced."""
@@ -192,34 +262,59 @@ def model_info(bundle: Bundle) -> ModelInfo:
     )
 
 
-def build(args: ServeSettings) -> Application:
-    """The application, as ``import_path: cxr_ray.serving.app:build`` of a Serve config file names it.
+def checked(args: ServeSettings) -> ServeSettings:
+    """The arguments, with the environment's key where they name none: what can be found out before any replica starts.
 
     Raises:
-        BundleError: The bundle cannot be served; found out here, before any replica starts.
-        ConfigError: No API key.
+        BundleError: A bundle cannot be served.
+        ConfigError: No API key, or a model has the name of another.
     """
-    read_bundle(args.bundle).warn_if_unsound()
+    main = read_bundle(args.bundle)
+    main.warn_if_unsound()
+    if main.manifest.name in args.models:
+        raise ConfigError([f"models.{main.manifest.name}: the bundle {args.bundle} has that name already"], where="serve")
+    for location in args.models.values():
+        read_bundle(location).warn_if_unsound()
     if args.key_sha256 is None and args.keys is None and KEY_VARIABLE in os.environ:
         args = args.model_copy(update={"key_sha256": obtain_key().digest})
     args.key_ring()
+    return args
+
+
+def build(given: Mapping[str, Any]) -> Application:
+    """The application, as ``import_path: cxr_ray.serving.app:build`` of a Serve config file names it.
+
+    Args:
+        given: :class:`ServeSettings` as they stand in the file; Ray Serve does not see the type behind a postponed annotation.
+
+    Raises:
+        BundleError: As :func:`checked`.
+        ConfigError: Likewise, or an argument is unknown or out of range.
+    """
+    args = checked(parse_settings(ServeSettings, given, where="args"))
     deployment: Any = serve.deployment(
         serve.ingress()(Classifier),
-        name="classifier",
+        name=DEPLOYMENT,
         ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,
         graceful_shutdown_timeout_s=args.body_s + args.deadline_s + 5,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=5,
-        max_constructor_retry_count=3,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
-        user_config={"max_batch_size": args.max_batch_size, "batch_wait_ms": args.batch_wait_ms},
+        max_constructor_retry_count=3,  # a bundle that fails its first health check will fail the next ones too
+        user_config=user_config(args),
         logging_config=LoggingConfig(encoding="JSON", enable_access_log=False),
         **_scaling(args),
     )
     application: Application = deployment.bind(args.model_dump())
     return application
+
+
+def user_config(args: ServeSettings, rollout: Rollout | None = None) -> dict[str, Any]:
+    """What replicas can be told without a restart."""
+    told = None if rollout is None else rollout.model_dump(mode="json")
+    return {"max_batch_size": args.max_batch_size, "batch_wait_ms": args.batch_wait_ms, "rollout": told}
 
 
 def _scaling(args: ServeSettings) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from cxr_ray.errors import ConfigError
 
@@ -30,12 +31,16 @@ class RequestFacts:
         key_id: Of the key it came with; None: no valid one.
         route: Template of the route, such as ``/v1/predict``; never the path that was asked for.
         inputs: (SHA-256 of the bytes, ``answered`` or the reason of the refusal) of each image.
+        model_version: Of the bundle that was asked, where it is not the one that the service is named for.
+        model_sha256: Of its ``bundle.json``.
     """
 
     request_id: str
     key_id: str | None = None
     route: str = "none"
     inputs: list[tuple[str, str]] = field(default_factory=list)
+    model_version: str | None = None
+    model_sha256: str | None = None
 
 
 class AuditLog:
@@ -63,16 +68,25 @@ class AuditLog:
 
     def write(self, facts: RequestFacts, status: int, milliseconds: float) -> None:
         """Append the lines of one request. A log that cannot be written costs no answer: it is counted, and told to the operator."""
+        inputs: Sequence[tuple[str | None, str | None]] = facts.inputs or [(None, None)]
+        common = {"time": _now(), "key_id": facts.key_id, "request_id": facts.request_id}
+        end = {"model_sha256": facts.model_sha256 or self._model, "status": status, "milliseconds": round(milliseconds, 1)}
+        self._append([{**common, "route": facts.route, "input_sha256": digest, "outcome": outcome, **end} for digest, outcome in inputs])
+
+    def note(self, event: str, **what: str | float | None) -> None:
+        """Append a line about the service itself, such as which versions answer."""
+        self._append([{"time": _now(), "event": event, "model_sha256": self._model, **what}])
+
+    def _append(self, records: Sequence[Mapping[str, Any]]) -> None:
         if self._descriptor is None:
             return
-        inputs: Sequence[tuple[str | None, str | None]] = facts.inputs or [(None, None)]
-        common = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "key_id": facts.key_id, "request_id": facts.request_id}
-        end = {"model_sha256": self._model, "status": status, "milliseconds": round(milliseconds, 1)}
-        lines = [
-            json.dumps({**common, "route": facts.route, "input_sha256": digest, "outcome": outcome, **end}) for digest, outcome in inputs
-        ]
+        lines = [json.dumps(record) for record in records]
         try:
             os.write(self._descriptor, ("\n".join(lines) + "\n").encode())
         except OSError as error:
             self.failures += 1
             logger.error("the audit log cannot be written: %s", error.strerror)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

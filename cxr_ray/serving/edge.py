@@ -25,14 +25,30 @@ from cxr_ray.serving.answers import GatePolicy, GateRefused, Images
 from cxr_ray.serving.audit import AuditLog
 from cxr_ray.serving.bodies import IMAGE_TYPES, MOST_IMAGES, images_of
 from cxr_ray.serving.engine import Engine
+from cxr_ray.serving.fleet import Fleet, Load
 from cxr_ray.serving.guard import EdgeLimits, Guard, facts_of
 from cxr_ray.serving.keys import KeyRing
-from cxr_ray.serving.schema import Answer, Answers, Explanation, Health, ImageRefusal, IndexedRefusal, ModelInfo, Readiness, Refusal
+from cxr_ray.serving.schema import (
+    Answer,
+    Answers,
+    Explanation,
+    Health,
+    ImageRefusal,
+    IndexedRefusal,
+    ModelInfo,
+    ModelList,
+    ModelSummary,
+    Readiness,
+    Refusal,
+)
+from cxr_ray.serving.traffic import Traffic
+from cxr_ray.serving.versions import Versions
 
 Gather = Callable[[], Awaitable[dict[str, list[Metric]]]]
 
 _STATUS_OF_REASON = {"too-large": 413, "too-many-pixels": 413, "not-an-image": 415, "unsupported": 415, "unsupported-format": 415}
-_REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": Refusal} for status in (401, 408, 413, 415, 429, 500, 504)}
+_STATUS_OF_REASON |= {"unknown-model": 404}
+_REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": Refusal} for status in (401, 404, 408, 413, 415, 429, 500, 504)}
 _IMAGE_REFUSALS = {**_REFUSALS, 422: {"model": ImageRefusal}}
 
 
@@ -50,6 +66,9 @@ class Face:
         cors_origins: Pages of other origins that may ask; none by default.
         metrics: Counters of this replica.
         gather: Counters of all replicas, by name. None: of this one alone.
+        others: Models beside ``info``, by name.
+        load: The engine of one of them.
+        traffic: What becomes of requests during a rollout. None: there are no rollouts here.
     """
 
     engine: Engine
@@ -61,10 +80,30 @@ class Face:
     cors_origins: Sequence[str] = ()
     metrics: metrics.Metrics = field(default_factory=metrics.Metrics)
     gather: Gather | None = None
+    others: Mapping[str, ModelInfo] = field(default_factory=dict)
+    load: Load | None = None
+    traffic: Traffic | None = None
 
 
 def build_api(face: Face) -> FastAPI:
-    """The service's routes."""
+    """The service: its routes behind the guard."""
+    api = build_routes(face)
+    if face.traffic is not None:
+        api.add_middleware(Versions, traffic=face.traffic)
+    api.add_middleware(Guard, keys=face.keys, limits=face.limits, metrics=face.metrics, audit=face.audit)
+    if face.cors_origins:  # outermost: a preflight comes without a key
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(face.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key"],
+            expose_headers=["Retry-After", "X-Model-Version", "X-Request-ID"],
+        )
+    return api
+
+
+def build_routes(face: Face) -> FastAPI:
+    """The routes alone, for requests that another replica's guard has let in."""
     api = FastAPI(
         title="cxr_ray",
         version=__version__,
@@ -73,19 +112,11 @@ def build_api(face: Face) -> FastAPI:
         redoc_url=None,
     )
     api.openapi_version = "3.0.3"  # what the bundled documentation page reads
-    api.add_middleware(Guard, keys=face.keys, limits=face.limits, metrics=face.metrics, audit=face.audit)
-    if face.cors_origins:  # outermost: a preflight comes without a key
-        api.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(face.cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key"],
-            expose_headers=["Retry-After", "X-Request-ID"],
-        )
     _add_refusals(api, face.limits)
     _add_service_routes(api, face)
-    _add_model_routes(api, face)
-    oip.add_routes(api, face.engine, face.info, limits=face.limits, policy=face.gate)
+    fleet = Fleet(face.engine, face.info, face.others, face.load)
+    _add_model_routes(api, face, fleet)
+    oip.add_routes(api, fleet, limits=face.limits, policy=face.gate)
     docs_page.mount(api)
     web.mount(api)
     return api
@@ -138,17 +169,25 @@ def _add_service_routes(api: FastAPI, face: Face) -> None:
         return Response(metrics.exposition(replicas), media_type=metrics.CONTENT_TYPE)
 
 
-def _add_model_routes(api: FastAPI, face: Face) -> None:
+def _add_model_routes(api: FastAPI, face: Face, fleet: Fleet) -> None:
     gate_query = Query(default=None, description="flag: answer what the input gate refuses all the same. Default: the service's setting.")
+    model_query = Query(default=None, description="A model of /v1/models. Default: the one that the service is named for.")
 
-    def images_for(request: Request, gate: Literal["refuse", "flag"] | None) -> Images:
+    def images_for(request: Request, gate: Literal["refuse", "flag"] | None, model: str | None) -> Images:
         policy = face.gate if gate is None or face.gate == "off" else gate
-        return Images(face.info, policy, facts_of(request.scope), time.perf_counter())
+        facts = facts_of(request.scope)
+        return Images(fleet.about(model, facts), policy, facts, time.perf_counter())
 
-    @api.get("/v1/model", tags=["model"], responses={401: _REFUSALS[401]})
-    async def model() -> ModelInfo:
+    @api.get("/v1/models", tags=["model"], responses={401: _REFUSALS[401]})
+    async def models() -> ModelList:
+        """The models that can be asked for."""
+        fields = {"name", "version", "task", "labels", "manifest_sha256"}
+        return ModelList(models=[ModelSummary(**info.model_dump(include=fields), default=info is fleet.info) for info in fleet.all()])
+
+    @api.get("/v1/model", tags=["model"], responses={status: _REFUSALS[status] for status in (401, 404)})
+    async def model(model: str | None = model_query) -> ModelInfo:
         """What is being served: labels, thresholds, the model card, its figures."""
-        return face.info
+        return fleet.about(model)
 
     @api.post(
         "/v1/predict",
@@ -157,23 +196,26 @@ def _add_model_routes(api: FastAPI, face: Face) -> None:
         response_model=Answer | Answers,
         openapi_extra={"requestBody": _request_body(several=True)},
     )
-    async def predict(request: Request, gate: Literal["refuse", "flag"] | None = gate_query) -> Answer | Answers:
+    async def predict(
+        request: Request, gate: Literal["refuse", "flag"] | None = gate_query, model: str | None = model_query
+    ) -> Answer | Answers:
         """Classify one chest X-ray (PNG, JPEG or DICOM), sent as a form's file or as the body itself; or up to 16, as files of a form.
 
         Several are answered in the order of the form, each with its answer or the reason why not.
         """
+        images = images_for(request, gate, model)
         uploads = await images_of(request.headers, await request.body())
-        images = images_for(request, gate)
 
-        async def one(data: bytes) -> Answer | ImageError:
+        async def one(engine: Engine, data: bytes) -> Answer | ImageError:
             try:
-                return images.answer(data, await face.engine.score(data))
+                return images.answer(data, await engine.score(data))
             except ImageError as error:
                 images.refused(data, error)
                 return error
 
         async with asyncio.timeout(face.limits.deadline_seconds):
-            answers = await asyncio.gather(*map(one, uploads))
+            engine = await fleet.asked(images.info)
+            answers = await asyncio.gather(*(one(engine, data) for data in uploads))
         if len(answers) == 1:
             if isinstance(answers[0], ImageError):
                 raise answers[0]
@@ -194,15 +236,16 @@ def _add_model_routes(api: FastAPI, face: Face) -> None:
         label: str | None = Query(default=None, description="A label of the model. Default: the most probable one."),
         format: Literal["json", "png"] = Query(default="json", description="png: the overlay as a picture."),
         gate: Literal["refuse", "flag"] | None = gate_query,
+        model: str | None = model_query,
     ) -> Explanation | Response:
         """Where in one chest X-ray the model looked: a heat map, and the same over the image."""
-        if label is not None and label not in face.info.labels:
-            raise ImageError("unknown-label", f"the model's labels are {', '.join(face.info.labels)}")
+        images = images_for(request, gate, model)
+        if label is not None and label not in images.info.labels:
+            raise ImageError("unknown-label", f"the model's labels are {', '.join(images.info.labels)}")
         uploads = await images_of(request.headers, await request.body(), most=1)
-        images = images_for(request, gate)
         try:
             async with asyncio.timeout(face.limits.deadline_seconds):
-                found = await face.engine.explain(uploads[0], label)
+                found = await (await fleet.asked(images.info)).explain(uploads[0], label)
             answer = images.explanation(uploads[0], found)
         except ImageError as error:
             images.refused(uploads[0], error)

@@ -105,7 +105,7 @@ class Guard:
                     scope, receive, answer
                 )
         finally:
-            facts.route = getattr(scope.get("route"), "path", "none")
+            facts.route = getattr(scope.get("route"), "path", facts.route)
             self._write_down(facts, answer.status, time.perf_counter() - start)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send, facts: RequestFacts) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
@@ -35,6 +35,17 @@ class Metrics:
         self.verdicts = Counter("cxr_ray_gate_verdicts", "What the input gate said.", ["verdict"], registry=registry)
         self.replaced = Counter(
             "cxr_ray_decoders_replaced", "Decoding processes that were killed or died, and replaced.", registry=registry
+        )
+        self.rollout = Gauge(
+            "cxr_ray_rollout", "Percent of requests that the candidate sees.", ["id", "mode", "state", "cause"], registry=registry
+        )
+        self.candidate = Counter("cxr_ray_candidate_requests", "Requests that the candidate saw.", ["outcome"], registry=registry)
+        self.versions = Histogram(
+            "cxr_ray_version_seconds", "One request during a rollout.", ["version"], buckets=_SECONDS, registry=registry
+        )
+        self.compared = Counter("cxr_ray_compared", "Answers of both versions that were compared.", ["outcome"], registry=registry)
+        self.difference = Gauge(
+            "cxr_ray_largest_difference", "Largest difference between both versions' probabilities of a label.", registry=registry
         )
         self.audit_failures = Counter("cxr_ray_audit_failures", "Requests whose audit lines could not be written.", registry=registry)
 

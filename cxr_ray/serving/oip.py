@@ -23,8 +23,10 @@ from pydantic import BaseModel, Field, ValidationError
 from cxr_ray import __version__
 from cxr_ray.errors import ImageError
 from cxr_ray.serving.answers import ANSWERED, GatePolicy, judged
+from cxr_ray.serving.audit import RequestFacts
 from cxr_ray.serving.bodies import MOST_IMAGES
-from cxr_ray.serving.engine import Engine, Scored
+from cxr_ray.serving.engine import Scored
+from cxr_ray.serving.fleet import Fleet
 from cxr_ray.serving.guard import EdgeLimits, facts_of
 from cxr_ray.serving.schema import ModelInfo, Refusal
 
@@ -234,13 +236,15 @@ _SCHEMA = InferRequest.model_json_schema()
 _BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"])}}}}
 
 
-def add_routes(api: FastAPI, engine: Engine, info: ModelInfo, *, limits: EdgeLimits, policy: GatePolicy) -> None:
+def add_routes(api: FastAPI, fleet: Fleet, *, limits: EdgeLimits, policy: GatePolicy) -> None:
     """Add the routes below ``/v2``."""
     known = "/v2/models/{name}/versions/{version}"
 
-    def check(name: str, version: str | None) -> None:
-        if name != info.name or version not in (None, info.version):
+    def about(name: str, version: str | None, facts: RequestFacts | None = None) -> ModelInfo:
+        info = fleet.about(name, facts)
+        if version not in (None, info.version):
             raise HTTPException(404)
+        return info
 
     @api.get("/v2/health/live", tags=["v2"], responses={401: _REFUSALS[401]})
     async def live() -> Live:
@@ -248,7 +252,7 @@ def add_routes(api: FastAPI, engine: Engine, info: ModelInfo, *, limits: EdgeLim
 
     @api.get("/v2/health/ready", tags=["v2"], responses={401: _REFUSALS[401]})
     async def ready() -> Ready:
-        return Ready(ready=await engine.ready())
+        return Ready(ready=await fleet.engine.ready())
 
     @api.get("/v2", tags=["v2"], responses={401: _REFUSALS[401]})
     async def server() -> ServerMetadata:
@@ -257,7 +261,7 @@ def add_routes(api: FastAPI, engine: Engine, info: ModelInfo, *, limits: EdgeLim
     @api.get("/v2/models/{name}", tags=["v2"], responses=_REFUSALS)
     @api.get(known, tags=["v2"], responses=_REFUSALS)
     async def metadata(name: str, version: str | None = None) -> ModelMetadata:
-        check(name, version)
+        info = about(name, version)
         images = TensorMetadata(name=INPUT, datatype="UINT8", shape=[-1, info.image_height, info.image_width])
         probabilities = TensorMetadata(name="probabilities", datatype="FP32", shape=[-1, len(info.labels)])
         labels = TensorMetadata(name="labels", datatype="BYTES", shape=[-1])
@@ -266,19 +270,20 @@ def add_routes(api: FastAPI, engine: Engine, info: ModelInfo, *, limits: EdgeLim
     @api.get("/v2/models/{name}/ready", tags=["v2"], responses=_REFUSALS)
     @api.get(f"{known}/ready", tags=["v2"], responses=_REFUSALS)
     async def model_ready(name: str, version: str | None = None) -> Ready:
-        check(name, version)
-        return Ready(ready=await engine.ready())
+        about(name, version)  # another model than the service's own is loaded when it is asked
+        return Ready(ready=await fleet.engine.ready())
 
     @api.post("/v2/models/{name}/infer", tags=["v2"], responses=_REFUSALS, openapi_extra=_BODY)
     @api.post(f"{known}/infer", tags=["v2"], responses=_REFUSALS, openapi_extra=_BODY)
     async def infer(request: Request, name: str, version: str | None = None) -> InferResponse:
-        check(name, version)
+        facts = facts_of(request.scope)
+        info = about(name, version, facts)
         asked, binary = await asyncio.to_thread(parse, await request.body(), request.headers.get(HEADER), info)
         images = await asyncio.to_thread(images_in, asked.inputs[0], binary, info)
-        facts = facts_of(request.scope)
         digests = [hashlib.sha256(image if isinstance(image, bytes) else image.tobytes()).hexdigest() for image in images]
         try:
             async with asyncio.timeout(limits.deadline_seconds):
+                engine = await fleet.asked(info)
                 if isinstance(images, list):
                     scored = list(await asyncio.gather(*map(engine.score, images)))
                 else:

@@ -134,3 +134,20 @@ class ModelInfo(BaseModel):
     card: str = Field(description="The model card, Markdown.")
     metrics: dict[str, Any] | None = Field(default=None, description="metrics.json of its evaluation; null: not evaluated.")
     gate: dict[str, Any] | None = Field(default=None, description="What the input gate was fitted on and how often it errs; null: no gate.")
+
+
+class ModelSummary(BaseModel):
+    """One of the models of a service."""
+
+    name: str = Field(description="For ?model= and for /v2/models/NAME.")
+    version: str
+    task: Literal["multiclass", "multilabel"]
+    labels: list[str]
+    manifest_sha256: str
+    default: bool = Field(description="Whether it answers where a request names none.")
+
+
+class ModelList(BaseModel):
+    """``GET /v1/models``."""
+
+    models: list[ModelSummary]

@@ -17,16 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
-from ray.serve import Application
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from cxr_ray import front
 from cxr_ray.errors import ClusterError, ConfigError
-from cxr_ray.serving.app import ServeSettings, build
+from cxr_ray.serving.app import ServeSettings, checked
+from cxr_ray.serving.deployed import deploy
 from cxr_ray.serving.keys import KEY_VARIABLE, ApiKey, obtain_key
-
-APPLICATION = "cxr-ray"
 
 
 @dataclass(frozen=True)
@@ -75,28 +73,14 @@ def running(settings: ServeSettings, *, place: Place | None = None, host: str = 
     place.check()
     place = replace(place, port=place.port or _free_port(place.host))
     _check_port(place.host, place.port)
-    application = build(settings)
+    settings = checked(settings)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this process: its own three lines say less than ours
     serve.start(http_options=_http_options(place), logging_config=LoggingConfig(enable_access_log=False))
     try:
-        deploy(application)
+        deploy(settings)
         yield f"{'https' if place.certificate else 'http'}://{place.host}:{place.port}"
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
-
-
-def deploy(application: Application) -> None:
-    """Run ``application`` as the service; one that runs is replaced replica by replica, while the others answer.
-
-    Raises:
-        ClusterError: It did not come up. What ran before goes on, but for the replica that was to be replaced first.
-    """
-    try:
-        serve.run(application, name=APPLICATION, route_prefix="/")
-    except RuntimeError as error:
-        raise ClusterError(
-            "the service did not come up; its log is in Ray's session folder", hint="the same command with --debug"
-        ) from error
 
 
 def _http_options(place: Place) -> HTTPOptions:

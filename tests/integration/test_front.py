@@ -22,9 +22,10 @@ import pytest
 
 from cxr_ray import front
 from cxr_ray.errors import ClusterError
-from cxr_ray.serving.app import ServeSettings, build
+from cxr_ray.serving.app import ServeSettings
+from cxr_ray.serving.deployed import deploy
 from cxr_ray.serving.keys import obtain_key
-from cxr_ray.serving.start import Place, deploy, running
+from cxr_ray.serving.start import Place, running
 
 KEY = "a-key-for-the-tests-of-the-front"
 HEAD = f"POST /v1/predict HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\n"
@@ -181,14 +182,14 @@ def a_new_bundle_rolls_in(clients: Clients, settings: ServeSettings, tmp_path: P
     subprocess.run(["cp", "-r", settings.bundle, changed], check=True)
     manifest = changed / "bundle.json"
     manifest.write_text(manifest.read_text().replace('"tiny"', '"changed"', 1))
-    deploy(build(settings.model_copy(update={"bundle": str(changed)})))
+    deploy(settings.model_copy(update={"bundle": str(changed)}))
     version = read_bundle(str(changed)).version
     clients.until(lambda: clients.versions[version] > 20)
 
 
 def what_does_not_start_takes_no_traffic(clients: Clients, settings: ServeSettings) -> None:
     with pytest.raises(ClusterError, match="did not come up"):
-        deploy(build(settings.model_copy(update={"audit": "/proc/there-is-no-such-folder/audit.jsonl"})))
+        deploy(settings.model_copy(update={"audit": "/proc/there-is-no-such-folder/audit.jsonl"}))
     clients.go_on()
 
 

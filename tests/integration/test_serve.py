@@ -20,7 +20,7 @@ import pytest
 
 from cxr_ray.client import Client
 from cxr_ray.errors import BundleError, ClusterError, ConfigError, SourceError
-from cxr_ray.serving.app import ServeSettings, build
+from cxr_ray.serving.app import ServeSettings, checked
 from cxr_ray.serving.keys import obtain_key
 from cxr_ray.serving.offline import predict_folder
 from cxr_ray.serving.predictor import Predictor
@@ -136,9 +136,9 @@ def slow_clients_take_nobodys_place(url: str, png: bytes) -> None:
 def test_a_service_without_a_key_or_bundle_is_not_built(bundle: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CXR_RAY_API_KEY", raising=False)
     with pytest.raises(ConfigError, match="CXR_RAY_API_KEY"):
-        build(ServeSettings(bundle=bundle.location))
+        checked(ServeSettings(bundle=bundle.location))
     with pytest.raises(BundleError):
-        build(ServeSettings(bundle=str(tmp_path / "absent"), key_sha256="0" * 64))
+        checked(ServeSettings(bundle=str(tmp_path / "absent"), key_sha256="0" * 64))
 
 
 def test_a_folder_is_scored_file_by_file(ray_cluster: None, bundle: Any, png: bytes, hostile: ModuleType, tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ RAY_EDGES = {
     "tuning/trial.py",
     "synthesis/trainer.py",
     "serving/app.py",
+    "serving/conductor.py",
+    "serving/deployed.py",
     "serving/start.py",
     "serving/offline.py",
 }

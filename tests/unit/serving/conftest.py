@@ -91,6 +91,12 @@ def face(**changes: Any) -> Face:
 
 
 @pytest.fixture
+def make_face() -> Callable[..., Face]:
+    """``make_face(**changes)``: what :func:`serve_face` serves, for a test that serves it otherwise."""
+    return face
+
+
+@pytest.fixture
 def serve_face() -> Iterator[Callable[..., TestClient]]:
     """``serve_face(**changes)``: a client of a service in this process."""
     opened: list[TestClient] = []
