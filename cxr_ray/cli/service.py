@@ -56,6 +56,9 @@ def serve(
         str, typer.Option(help="What becomes of an image that the bundle's input gate refuses: refuse, flag (answer all the same) or off.")
     ] = "refuse",
     audit: Annotated[str, typer.Option(help="Audit log: a file, stdout or off.")] = "off",
+    engine: Annotated[
+        str, typer.Option(help="What computes the forward pass: auto (the faster of torch and ONNX Runtime), torch, onnx or compile.")
+    ] = "auto",
     address: Annotated[str | None, typer.Option(help="Ray cluster; default: one on this machine.")] = None,
     json: Json = False,
     debug: Debug = False,
@@ -74,7 +77,7 @@ def serve(
     if keys is not None and key_file is not None:
         raise ConfigError(["--keys and --key-file exclude each other: one is a file of many keys, the other of one"], where="serve")
     key = obtain_key(key_file) if keys is None else None
-    given = {"bundle": bundle, "replicas": replicas, "key_sha256": key and key.digest, "gate": gate}
+    given = {"bundle": bundle, "replicas": replicas, "key_sha256": key and key.digest, "gate": gate, "engine": engine}
     given |= {"keys": keys and absolute(keys), "audit": audit if audit in (STDOUT, OFF) else absolute(audit)}
     settings = parse_settings(ServeSettings, given, where="serve")
     settings.key_ring()

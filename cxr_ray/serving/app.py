@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -12,11 +11,9 @@ import signal
 import socket
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from prometheus_client.metrics_core import Metric
 from pydantic import Field, field_validator, model_validator
 from ray import serve
@@ -32,12 +29,13 @@ from cxr_ray.serving.answers import GatePolicy
 from cxr_ray.serving.audit import AuditLog
 from cxr_ray.serving.decoding import MEMORY_BYTES, DecodePool
 from cxr_ray.serving.edge import Face, build_api
-from cxr_ray.serving.engine import LocalEngine, Row
+from cxr_ray.serving.engine import LocalEngine
 from cxr_ray.serving.guard import EdgeLimits
 from cxr_ray.serving.keys import KEY_VARIABLE, SHA256, ApiKey, KeyRecord, KeyRing, obtain_key, read_keys
 from cxr_ray.serving.metrics import Metrics
 from cxr_ray.serving.predictor import Predictor
-from cxr_ray.serving.schema import ModelInfo
+from cxr_ray.serving.schema import EngineInfo, ModelInfo
+from cxr_ray.serving.selection import EngineChoice, select_engine
 from cxr_ray.settings import Settings
 
 APPLICATION = "cxr-ray"
@@ -62,9 +60,10 @@ class ServeSettings(Settings):
     """Decoding processes of a replica."""
     decoder_memory_mib: int = Field(default=MEMORY_BYTES // 2**20, ge=64)
     """Of one decoding process, beside what it has loaded."""
+    engine: EngineChoice = "auto"
+    """What computes the forward pass. ``auto``: ONNX Runtime where it is installed, answers alike and is faster, else torch."""
     max_batch_size: int = Field(default=16, ge=1)
-    batch_wait_ms: float = Field(default=2.0, ge=0)
-    """How long the first image of a batch waits for company."""
+    """Images of one forward pass. A batch is what came while the model was busy; no image waits for company."""
     max_ongoing_requests: int = Field(default=64, ge=1)
     """Requests a replica works on at once; must hold more than one batch."""
     max_queued_requests: int = Field(default=128, ge=-1)
@@ -120,7 +119,8 @@ class Classifier:
         self._keys = chosen.key_ring()
         bundle = read_bundle(chosen.bundle)
         self._audit = AuditLog(chosen.audit, model_sha256=manifest_sha256(bundle))
-        use_cores(min(round(chosen.cpus), os.cpu_count() or 1))  # Ray starts its workers with one thread
+        cores = max(1, min(round(chosen.cpus), os.cpu_count() or 1))
+        use_cores(cores)  # Ray starts its workers with one thread
         self._metrics = Metrics()
         decoders = DecodePool(
             bundle.preprocess,
@@ -130,9 +130,9 @@ class Classifier:
             on_replace=self._metrics.replaced.inc,
         )
         predictor = Predictor(bundle, device="cuda" if chosen.gpus else "cpu")
-        self.engine = LocalEngine(predictor, decoders, self._metrics, infer=lambda image: self._infer(image))
-        for size in {1, chosen.max_batch_size}:  # the first pass allocates; no client should wait for it
-            self.engine.forward(np.zeros((size, bundle.preprocess.height, bundle.preprocess.width), dtype=np.uint8))
+        self._serves_with = select_engine(predictor, chosen.engine, batch_size=chosen.max_batch_size, threads=cores)
+        self._metrics.engine.info({"engine": self._serves_with.name, "reason": self._serves_with.reason})
+        self.engine = LocalEngine(predictor, decoders, self._metrics, chosen.max_batch_size)
 
     def __serve_build_asgi_app__(self) -> Any:
         """The ASGI application of this replica (called by Ray Serve after ``__init__``)."""
@@ -140,7 +140,7 @@ class Classifier:
         return build_api(
             Face(
                 engine=self.engine,
-                info=model_info(self.engine.predictor.bundle),
+                info=model_info(self.engine.predictor.bundle, self._serves_with),
                 keys=self._keys,
                 audit=self._audit,
                 limits=EdgeLimits(body_seconds=chosen.body_s, deadline_seconds=chosen.deadline_s),
@@ -150,10 +150,6 @@ class Classifier:
                 gather=self._all_counters,
             )
         )
-
-    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.002)
-    async def _infer(self, images: Sequence[NDArray[np.uint8]]) -> list[Row]:
-        return await asyncio.to_thread(self.engine.forward, np.stack(images))
 
     async def counters(self) -> tuple[str, list[Metric]]:
         """This replica's name and counters, for the one that is asked for all of them."""
@@ -165,10 +161,8 @@ class Classifier:
         return dict(await handle.broadcast("counters").results_async(timeout_s=5))
 
     def reconfigure(self, batching: dict[str, Any]) -> None:
-        """Ray Serve's hook: batch size and wait can change without a restart."""
-        infer: Any = self._infer  # the decorator adds these
-        infer.set_max_batch_size(int(batching["max_batch_size"]))
-        infer.set_batch_wait_timeout_s(float(batching["batch_wait_ms"]) / 1000)
+        """Ray Serve's hook: the batch size can change without a restart."""
+        self.engine.batcher.most = int(batching["max_batch_size"])
 
     async def check_health(self) -> None:
         """Ray Serve's probe: a forward pass that fails makes this replica be replaced."""
@@ -180,8 +174,8 @@ def manifest_sha256(bundle: Bundle) -> str:
     return storage.sha256(storage.read_bytes(storage.join(bundle.location, MANIFEST)))
 
 
-def model_info(bundle: Bundle) -> ModelInfo:
-    """What ``GET /v1/model`` says of a bundle."""
+def model_info(bundle: Bundle, engine: EngineInfo | None = None) -> ModelInfo:
+    """What ``GET /v1/model`` says of a bundle, and of the engine it is served with."""
     manifest = bundle.manifest
     return ModelInfo(
         name=manifest.name,
@@ -197,6 +191,7 @@ def model_info(bundle: Bundle) -> ModelInfo:
         manifest_sha256=manifest_sha256(bundle),
         card=storage.read_bytes(storage.join(bundle.location, CARD)).decode(),
         metrics=manifest.metrics,
+        engine=engine,
         gate=manifest.gate.model_dump(mode="json") if manifest.gate is not None else None,
     )
 
@@ -219,7 +214,7 @@ def build(args: ServeSettings) -> Application:
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
-        user_config={"max_batch_size": args.max_batch_size, "batch_wait_ms": args.batch_wait_ms},
+        user_config={"max_batch_size": args.max_batch_size},
         logging_config=LoggingConfig(encoding="JSON", enable_access_log=False),
         **_scaling(args),
     )
