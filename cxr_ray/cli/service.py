@@ -66,6 +66,9 @@ def serve(
         str, typer.Option(help="What becomes of an image that the bundle's input gate refuses: refuse, flag (answer all the same) or off.")
     ] = "refuse",
     audit: Annotated[str, typer.Option(help="Audit log: a file, stdout or off.")] = "off",
+    engine: Annotated[
+        str, typer.Option(help="What computes the forward pass: auto (the faster of torch and ONNX Runtime), torch, onnx or compile.")
+    ] = "auto",
     address: Annotated[str | None, typer.Option(help="Ray cluster; default: one on this machine.")] = None,
     json: Json = False,
     debug: Debug = False,
@@ -88,6 +91,7 @@ def serve(
     key = obtain_key(key_file) if keys is None else None
     given: dict[str, object] = {"bundle": absolute(bundle), "models": _named(model or []), "replicas": replicas, "gate": gate}
     given |= {
+        "engine": engine,
         "key_sha256": key and key.digest,
         "keys": keys and absolute(keys),
         "audit": audit if audit in (STDOUT, OFF) else absolute(audit),

@@ -6,11 +6,9 @@ import asyncio
 import os
 import re
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from prometheus_client.metrics_core import Metric
 from pydantic import Field, field_validator, model_validator
 from ray import serve
@@ -26,14 +24,15 @@ from cxr_ray.serving.answers import GatePolicy
 from cxr_ray.serving.audit import AuditLog
 from cxr_ray.serving.decoding import MEMORY_BYTES, DecodePool
 from cxr_ray.serving.edge import Face, build_api, build_routes
-from cxr_ray.serving.engine import LocalEngine, Row
+from cxr_ray.serving.engine import LocalEngine
 from cxr_ray.serving.fleet import MODEL_NAME, Load
 from cxr_ray.serving.guard import EdgeLimits
 from cxr_ray.serving.keys import KEY_VARIABLE, SHA256, KeyRecord, KeyRing, obtain_key, read_keys
 from cxr_ray.serving.metrics import Metrics
 from cxr_ray.serving.predictor import Predictor
 from cxr_ray.serving.rollout import Report, Rollout
-from cxr_ray.serving.schema import ModelInfo
+from cxr_ray.serving.schema import EngineInfo, ModelInfo
+from cxr_ray.serving.selection import EngineChoice, select_engine
 from cxr_ray.serving.traffic import Forwarded, Reply, Traffic
 from cxr_ray.serving.versions import answered
 from cxr_ray.settings import Settings, parse_settings
@@ -60,9 +59,10 @@ class ServeSettings(Settings):
     """Decoding processes of a replica."""
     decoder_memory_mib: int = Field(default=MEMORY_BYTES // 2**20, ge=64)
     """Of one decoding process, beside what it has loaded."""
+    engine: EngineChoice = "auto"
+    """What computes the forward pass. ``auto``: ONNX Runtime where it is installed, answers alike and is faster, else torch."""
     max_batch_size: int = Field(default=16, ge=1)
-    batch_wait_ms: float = Field(default=2.0, ge=0)
-    """How long the first image of a batch waits for company."""
+    """Images of one forward pass. A batch is what came while the model was busy; no image waits for company."""
     max_ongoing_requests: int = Field(default=64, ge=1)
     """Requests a replica works on at once; must hold more than one batch."""
     max_queued_requests: int = Field(default=128, ge=-1)
@@ -100,6 +100,11 @@ class ServeSettings(Settings):
             raise ValueError(f"max_replicas {self.max_replicas} is below replicas {self.replicas}")
         return self
 
+    @property
+    def cores(self) -> int:
+        """That a replica computes on."""
+        return max(1, min(round(self.cpus), os.cpu_count() or 1))
+
     def key_ring(self) -> KeyRing:
         """The keys of a replica: the file's, and the one.
 
@@ -115,7 +120,7 @@ class ServeSettings(Settings):
 
 
 class Served:
-    """One bundle in a replica: its model and decoding processes, behind an engine of its own, and its batches.
+    """One bundle in a replica: its model and decoding processes, behind an engine of its own.
 
     The processes end when nobody holds the engine any more: a request that is under way outlives the model's place in memory.
     """
@@ -128,29 +133,10 @@ class Served:
             seconds=settings.deadline_s,
             on_replace=metrics.replaced.inc,
         )
-        infer: Any = self._forward_of(lambda: engine())
-        self.batches: Any = serve.batch(infer)  # of each model its own queue
         predictor = Predictor(bundle, device="cuda" if settings.gpus else "cpu")
-        self.engine = LocalEngine(predictor, decoders, metrics, infer=self.batches)
-        engine = weakref.ref(self.engine)
+        self.serves_with = select_engine(predictor, settings.engine, batch_size=settings.max_batch_size, threads=settings.cores)
+        self.engine = LocalEngine(predictor, decoders, metrics, settings.max_batch_size)
         weakref.finalize(self.engine, decoders.close).atexit = False
-        self.set_batches(settings.max_batch_size, settings.batch_wait_ms)
-        for size in {1, settings.max_batch_size}:  # the first pass allocates; no client should wait for it
-            self.engine.forward(np.zeros((size, bundle.preprocess.height, bundle.preprocess.width), dtype=np.uint8))
-
-    @staticmethod
-    def _forward_of(engine: Callable[[], LocalEngine | None]) -> Callable[[Sequence[NDArray[np.uint8]]], Awaitable[list[Row]]]:
-        async def infer(images: Sequence[NDArray[np.uint8]]) -> list[Row]:
-            found = engine()
-            assert found is not None, "whoever waits for an image holds its engine"
-            return await asyncio.to_thread(found.forward, np.stack(images))
-
-        return infer
-
-    def set_batches(self, most: int, wait_ms: float) -> None:
-        """How large a batch gets, and how long its first image waits for company."""
-        self.batches.set_max_batch_size(most)
-        self.batches.set_batch_wait_timeout_s(wait_ms / 1000)
 
 
 class Classifier:
@@ -160,12 +146,13 @@ class Classifier:
         self.settings = chosen = ServeSettings(**settings)
         self._keys = chosen.key_ring()
         bundle = read_bundle(chosen.bundle)
-        info = model_info(bundle)
-        self._audit = AuditLog(chosen.audit, model_sha256=info.manifest_sha256)
-        use_cores(min(round(chosen.cpus), os.cpu_count() or 1))  # Ray starts its workers with one thread
+        use_cores(chosen.cores)  # Ray starts its workers with one thread
         self._metrics = Metrics()
-        self._main = Served(chosen, bundle, self._metrics)
-        self.engine = self._main.engine
+        main = Served(chosen, bundle, self._metrics)
+        self.engine = main.engine
+        self._metrics.engine.info({"engine": main.serves_with.name, "reason": main.serves_with.reason})
+        info = model_info(bundle, main.serves_with)
+        self._audit = AuditLog(chosen.audit, model_sha256=info.manifest_sha256)
         others = {name: model_info(read_bundle(location)).model_copy(update={"name": name}) for name, location in chosen.models.items()}
         self._traffic = Traffic(info, self._ask, patience=chosen.deadline_s / 2, metrics=self._metrics, audit=self._audit)
         self._face = Face(
@@ -227,7 +214,7 @@ class Classifier:
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Ray Serve's hook: batches and rollouts change without a restart."""
-        self._main.set_batches(int(user_config["max_batch_size"]), float(user_config["batch_wait_ms"]))
+        self.engine.batcher.most = int(user_config["max_batch_size"])
         given = user_config.get("rollout")
         self._traffic.update(None if given is None else Rollout(**given))
 
@@ -241,8 +228,8 @@ def manifest_sha256(bundle: Bundle) -> str:
     return storage.sha256(storage.read_bytes(storage.join(bundle.location, MANIFEST)))
 
 
-def model_info(bundle: Bundle) -> ModelInfo:
-    """What ``GET /v1/model`` says of a bundle."""
+def model_info(bundle: Bundle, engine: EngineInfo | None = None) -> ModelInfo:
+    """What ``GET /v1/model`` says of a bundle, and of the engine it is served with."""
     manifest = bundle.manifest
     return ModelInfo(
         name=manifest.name,
@@ -258,6 +245,7 @@ def model_info(bundle: Bundle) -> ModelInfo:
         manifest_sha256=manifest_sha256(bundle),
         card=storage.read_bytes(storage.join(bundle.location, CARD)).decode(),
         metrics=manifest.metrics,
+        engine=engine,
         gate=manifest.gate.model_dump(mode="json") if manifest.gate is not None else None,
     )
 
@@ -314,7 +302,7 @@ def build(given: Mapping[str, Any]) -> Application:
 def user_config(args: ServeSettings, rollout: Rollout | None = None) -> dict[str, Any]:
     """What replicas can be told without a restart."""
     told = None if rollout is None else rollout.model_dump(mode="json")
-    return {"max_batch_size": args.max_batch_size, "batch_wait_ms": args.batch_wait_ms, "rollout": told}
+    return {"max_batch_size": args.max_batch_size, "rollout": told}
 
 
 def _scaling(args: ServeSettings) -> dict[str, Any]:
