@@ -1,9 +1,9 @@
-"""``evaluate``, ``export`` and ``compare``: RUN in, REPORT and BUNDLE out; two REPORTs in, their difference out."""
+"""``evaluate`` and ``export``: RUN in, REPORT and BUNDLE out."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,8 +14,9 @@ from cxr_ray.errors import BundleError, ConfigError, RunError
 
 if TYPE_CHECKING:
     from cxr_ray.evaluation.evaluate import Subject
+    from cxr_ray.evaluation.settle import Settled, Wish
+    from cxr_ray.labels import LabelSet
     from cxr_ray.models.gate import Gate
-    from cxr_ray.models.record import ThresholdOrigin
     from cxr_ray.training.export import Export
     from cxr_ray.training.run import Run
 
@@ -24,14 +25,19 @@ def register(app: typer.Typer) -> None:
     """Add this file's commands."""
     app.command()(evaluate)
     app.command()(export)
-    app.command()(compare)
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="RUN or BUNDLE.")],
-    data: Annotated[str, typer.Option(help="DATASET.")],
+    data: Annotated[str, typer.Option(help="DATASET; or a folder or table of X-rays that `ingest` reads: an external test.")],
     out: Annotated[str, typer.Option(help="REPORT folder to write: metrics.json, predictions.parquet, report.html.")],
-    split: Annotated[str, typer.Option(help="Part to score.")] = "test",
+    split: Annotated[str, typer.Option(help="Part to score, of a DATASET.")] = "test",
+    prevalence: Annotated[
+        str | None, typer.Option(help="Predictive values where labels are as common as LABEL=SHARE,LABEL=SHARE says. An assumption.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="External: layout, as of `ingest`.")] = "auto",
+    map: Annotated[str | None, typer.Option(help="External: THEIRS=OURS,THEIRS=OURS; labels of one name need no entry.")] = None,
+    option: Annotated[list[str] | None, typer.Option("--option", "-o", help="External: adapter option KEY=VALUE, as of `ingest`.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 1000,
     json: Json = False,
@@ -43,15 +49,57 @@ def evaluate(
     """
     from cxr_ray import storage
     from cxr_ray.bundle import MANIFEST
-    from cxr_ray.data.shards import open_dataset
-    from cxr_ray.evaluation.evaluate import evaluate as run_evaluate
+    from cxr_ray.data import manifest
+    from cxr_ray.evaluation.prevalence import parse_prevalence
 
     subject = _subject(model)
-    metrics = run_evaluate(subject, open_dataset(data), out, split=split, seed=seed, resamples=resamples)
+    settings: dict[str, Any] = {"seed": seed, "resamples": resamples}
+    settings["prevalence"] = parse_prevalence(prevalence, subject.labels) if prevalence is not None else None
+    external = not storage.exists(storage.join(data, manifest.MANIFEST))
+    if not external and (map is not None or option or format != "auto"):
+        raise ConfigError(["--format, --map and -o are for folders of images"], where=f"{data}, a DATASET")
+    metrics = (
+        _evaluate_external(subject, data, out, format, map, option or [], settings)
+        if external
+        else _evaluate_part(subject, data, out, split, settings)
+    )
     say_metrics(metrics)
     console.say(f"report: {storage.join(out, 'report.html')}")
     exported = storage.exists(storage.join(model, MANIFEST))
     console.result(metrics, next_step=f"cxr-ray serve {model}" if exported else f"cxr-ray export {model} --out BUNDLE --report {out}")
+
+
+def _evaluate_part(subject: Subject, data: str, out: str, split: str, settings: dict[str, Any]) -> dict[str, Any]:
+    from cxr_ray.data.shards import open_dataset
+    from cxr_ray.evaluation.evaluate import evaluate
+
+    return evaluate(subject, open_dataset(data), out, split=split, **settings)
+
+
+def _evaluate_external(
+    subject: Subject, data: str, out: str, format: str, mapping: str | None, options: list[str], settings: dict[str, Any]
+) -> dict[str, Any]:
+    from cxr_ray.cluster import connected
+    from cxr_ray.data.progress import IngestProgress
+    from cxr_ray.data.sources import SourceOptions, read_source
+    from cxr_ray.evaluation.evaluate import evaluate
+    from cxr_ray.evaluation.external import PART, in_our_labels, ingested, parse_mapping
+    from cxr_ray.settings import apply_overrides, parse_settings
+
+    theirs = parse_mapping(mapping)
+    source = read_source(data, format, parse_settings(SourceOptions, apply_overrides({}, options), where="--option"))
+    found = in_our_labels(source, subject.labels, theirs)
+    for note in (*source.notes, *found.notes):
+        console.say(note)
+    with connected(None), console.progress("ingest") as meter:
+
+        def show(step: IngestProgress) -> None:
+            meter.update(step.done, step.total, step.stage)
+
+        with ingested(found, subject.preprocess, show) as dataset:
+            left_out = dataset.manifest.quarantined
+            notes = [*found.notes, *([f"{left_out} files could not be used."] if left_out else [])]
+            return evaluate(subject, dataset, out, split=PART, part=f"external: all of {source.name}", notes=notes, **settings)
 
 
 def _subject(location: str) -> Subject:
@@ -78,8 +126,9 @@ def _subject_of_run(run: Run) -> Subject:
         name=run.recipe.name,
         model=run.load_model(),
         labels=run.labels,
-        preprocess_fingerprint=manifest.dataset.preprocess.fingerprint,
+        preprocess=manifest.dataset.preprocess,
         trained_on={manifest.dataset.fingerprint: (*manifest.dataset.train, *manifest.dataset.validation)},
+        identity={"name": run.recipe.name, "run": manifest.fingerprint},
         unsound=unsound_reason([run]),
         history=[asdict(record) for record in run.history()],
         best_epoch=run.best().epoch,
@@ -102,9 +151,15 @@ def export(
         str | None,
         typer.Option(help="Say of each RUN or fold, as 0,1,2,4,8; 0 leaves it out. Default: the recipe's for folds, else all alike."),
     ] = None,
+    calibrate: Annotated[
+        str, typer.Option(help="auto, temperature, isotonic or none; fitted on the validation part. auto: what lowers the log-loss there.")
+    ] = "auto",
     thresholds: Annotated[
         str | None,
-        typer.Option(help="Multilabel: f1, youden or fixed (0.5); fitted on the validation part. Default: f1."),
+        typer.Option(help="f1, youden, sensitivity=S, cost=FN:FP[,P] or fixed (0.5); fitted on the validation part. Multilabel: f1."),
+    ] = None,
+    positive: Annotated[
+        str | None, typer.Option(help="Multiclass: call this label where it reaches its threshold, not only on top.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="DATASET of the training, where it no longer lies where the RUN says.")] = None,
     no_gate: Annotated[
@@ -115,17 +170,20 @@ def export(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write the best epochs as a BUNDLE: weights, preprocessing, labels, thresholds, input gate, provenance, model card.
+    """Write the best epochs as a BUNDLE: weights, preprocessing, labels, calibration, thresholds, input gate, provenance, model card.
 
     Example: cxr-ray export run --out bundle --report report
     """
+    from cxr_ray.evaluation.settle import wish
     from cxr_ray.training.export import NOT_ASKED_FOR, plan_export, write_export
 
     shares = _numbers(weights, "--weights") if weights is not None else None
     plan = plan_export(runs, out, weights=shares, report=report, name=name, overwrite=overwrite, allow_unsound=allow_unsound)
-    cuts, origin = _thresholds(plan, thresholds, data)
+    settled = _settled(plan, wish(plan.runs[0].labels, calibrate, thresholds, positive), data)
     gate, reason = (None, NOT_ASKED_FOR) if no_gate else _gate(plan, data)
-    bundle = write_export(plan, thresholds=cuts, origin=origin, gate=gate, no_gate=reason)
+    bundle = write_export(
+        plan, thresholds=settled.thresholds, origin=settled.origin, calibration=settled.calibration, gate=gate, no_gate=reason
+    )
     manifest = bundle.manifest
     members = f", {len(manifest.members)} members" if len(manifest.members) > 1 else ""
     console.say(f"wrote {out}: {manifest.name}, version {bundle.version}{members}")
@@ -140,7 +198,8 @@ def export(
             "members": [{"run": run.location, "weight": weight} for run, weight in zip(plan.runs, plan.weights, strict=True)],
             "left_out": [run.location for run in plan.left_out],
             "thresholds": list(manifest.thresholds) if manifest.thresholds is not None else None,
-            "threshold_origin": origin.model_dump() if origin is not None else None,
+            "threshold_origin": settled.origin.model_dump() if settled.origin is not None else None,
+            "calibration": manifest.calibration.model_dump() if manifest.calibration is not None else None,
             "unsound": manifest.unsound,
             "gate": manifest.gate.model_dump() if manifest.gate is not None else None,
         },
@@ -155,27 +214,41 @@ def _numbers(text: str, where: str) -> list[float]:
         raise ConfigError([f"expected numbers with commas between them, such as 0,1,2; got {text!r}"], where=where) from None
 
 
-def _thresholds(plan: Export, policy: str | None, data: str | None) -> tuple[tuple[float, ...] | None, ThresholdOrigin | None]:
-    """One threshold a label and how it was chosen; None for multiclass. Ties the layers: training has the predictions, evaluation fits."""
-    from cxr_ray.evaluation.thresholds import DEFAULT, POLICIES, Policy, operating_points
-    from cxr_ray.models.record import ThresholdOrigin
+def _settled(plan: Export, wanted: Wish, data: str | None) -> Settled:
+    """Calibration and thresholds. Ties the layers: training has the predictions, evaluation fits.
+
+    Without the training's DATASET a bundle is still a bundle, unless it was named, or something was asked for by name.
+    """
+    from cxr_ray.evaluation.settle import nothing_fitted, settle
+    from cxr_ray.models.calibration import NOT_ASKED_FOR
     from cxr_ray.training.held_out import held_out
 
-    labels = plan.runs[0].labels
-    if policy is not None and policy not in POLICIES:
-        raise ConfigError([f"{policy!r} is unknown; valid: {', '.join(POLICIES)}"], where="--thresholds")
-    if labels.task == "multiclass":
-        if policy is not None:
-            raise ConfigError(["a multiclass model has no thresholds: its largest probability decides"], where="--thresholds")
-        return None, None
-    if policy == "fixed":
-        return (DEFAULT,) * len(labels), ThresholdOrigin(policy="fixed")
-    found = held_out(plan, data)
-    cuts, origin = operating_points(found.probabilities, found.targets, labels, policy=cast("Policy", policy or "f1"), part=found.part)
-    console.table(
-        f"thresholds: {origin.told()}", ["label", "threshold"], [[n, f"{c:.4f}"] for n, c in zip(labels.names, cuts, strict=True)]
-    )
-    return cuts, origin
+    labels, fits_thresholds = plan.runs[0].labels, wanted.policy not in (None, "fixed")
+    if not wanted.needs_images:
+        return nothing_fitted(wanted, labels, NOT_ASKED_FOR)
+    try:
+        found = held_out(plan, data, instead="--thresholds fixed" if fits_thresholds else "--calibrate none")
+    except RunError as error:
+        if data is not None or fits_thresholds or wanted.calibrate != "auto":
+            raise
+        console.say(f"[bold yellow]note:[/] not calibrated: {error.message}")
+        return nothing_fitted(wanted, labels, error.message)
+    settled = settle(wanted, found.probabilities, found.targets, found.patients, labels, part=found.part, by_all=found.by_all)
+    _say_settled(settled, labels)
+    return settled
+
+
+def _say_settled(settled: Settled, labels: LabelSet) -> None:
+    calibration = settled.calibration
+    if isinstance(calibration, str):
+        console.say(f"not calibrated: {calibration}")
+    else:
+        before, after = calibration.before, calibration.after
+        console.say(f"calibration: {calibration.told()}; error (ECE) {before.ece:.4f} before, {after.ece:.4f} after, cross-fitted")
+    if settled.origin is not None and settled.thresholds is not None:
+        cuts = zip(labels.names, settled.thresholds, strict=True)
+        rows = [[name, f"{cut:.4f}"] for name, cut in cuts if cut is not None]
+        console.table(f"thresholds: {settled.origin.told()}", ["label", "threshold"], rows)
 
 
 def _gate(plan: Export, data: str | None) -> tuple[Gate | None, str]:
@@ -192,44 +265,3 @@ def _gate(plan: Export, data: str | None) -> tuple[Gate | None, str]:
     alarms = gate.record.false_alarms["any"]
     console.say(f"input gate: fitted on {gate.record.n} images, refuses {alarms:.1%} of {gate.record.n_held_out} held-out ones")
     return gate, ""
-
-
-def compare(
-    a: Annotated[str, typer.Argument(help="REPORT or cross-validation directory.")],
-    b: Annotated[str, typer.Argument(help="Another, of the same images.")],
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
-    resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 1000,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Say how far two models are apart on the same images: the difference with its interval, and McNemar's test.
-
-    Example: cxr-ray compare report-a report-b
-    """
-    from cxr_ray.evaluation.paired import compare as run_compare
-
-    found = run_compare(a, b, seed=seed, resamples=resamples)
-    names = {"accuracy": "accuracy", "macro_f1": "macro F1", "macro_auroc": "macro AUROC"}
-    console.table(
-        f"{found['n']} images of {found['patients']} patients; 95 % intervals by patient, the same patients drawn for both",
-        ["figure", f"A {a}", f"B {b}", "A - B"],
-        [[name, *(_told(found["figures"][key][side]) for side in ("a", "b", "difference"))] for key, name in names.items()],
-    )
-    console.table(
-        "McNemar's exact test (images taken as independent)",
-        ["right", "both", "A alone", "B alone", "neither", "p"],
-        [
-            [name, *(str(test[key]) for key in ("both_right", "only_a_right", "only_b_right", "both_wrong")), f"{test['p']:.4g}"]
-            for name, test in found["mcnemar"].items()
-        ],
-    )
-    for warning in found["warnings"]:
-        console.say(f"[bold yellow]note:[/] {warning}")
-    console.result(found)
-
-
-def _told(figure: dict[str, Any]) -> str:
-    if figure["value"] is None:
-        return "undefined"
-    low, high = figure["ci95"] or (float("nan"), float("nan"))
-    return f"{figure['value']:.4f} [{low:.4f}, {high:.4f}]"

@@ -12,6 +12,7 @@ from cxr_ray.bundle import Bundle
 from cxr_ray.errors import ImageError
 from cxr_ray.imaging.decode import Limits
 from cxr_ray.imaging.preprocess import load_image
+from cxr_ray.models.decision import called
 from cxr_ray.models.forward import Forward, Scores, TorchForward
 from cxr_ray.models.gate import GateVerdict
 
@@ -60,7 +61,7 @@ class Predictor:
         return image
 
     def predict_arrays(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(N, height, width) uint8 from :meth:`decode` -> (N, K) float32 probabilities."""
+        """(N, height, width) uint8 from :meth:`decode` -> (N, K) float32 probabilities, calibrated where the bundle is."""
         return self._scores(images)[0]
 
     def predict_checked(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], list[GateVerdict | None]]:
@@ -69,8 +70,9 @@ class Predictor:
         return probabilities, [None] * len(images) if self.gate is None else list(self.gate.check(pooled, images))
 
     def _scores(self, images: NDArray[np.uint8]) -> Scores:
-        """Probabilities (N, K), whatever engine computed them, and the pooled feature map (N, C)."""
-        return self.forward(images)
+        """The bundle's answers (N, K), whatever engine computed them, and the pooled feature map (N, C)."""
+        probabilities, pooled = self.forward(images)
+        return self.bundle.answers(probabilities), pooled
 
     def predict_bytes(self, items: Sequence[bytes]) -> list[Prediction | ImageError]:
         """One answer, or the reason why not, for each file."""
@@ -87,9 +89,6 @@ class Predictor:
     def call(self, probabilities: NDArray[np.float32]) -> Prediction:
         """Name the (K,) probabilities of one image and decide which labels are called."""
         names = self.bundle.labels.names
-        thresholds = self.bundle.manifest.thresholds
-        if thresholds is None:
-            called: tuple[str, ...] = (names[int(probabilities.argmax())],)
-        else:
-            called = tuple(name for name, value, cut in zip(names, probabilities, thresholds, strict=True) if value >= cut)
-        return Prediction(called, {name: float(value) for name, value in zip(names, probabilities, strict=True)})
+        decided = called(probabilities[None], self.bundle.labels.task, self.bundle.manifest.thresholds)[0]
+        labels = tuple(name for name, yes in zip(names, decided, strict=True) if yes)
+        return Prediction(labels, {name: float(value) for name, value in zip(names, probabilities, strict=True)})

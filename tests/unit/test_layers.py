@@ -48,10 +48,11 @@ ALLOWED |= {
         "bundle",
         "evaluation.explain",
     },
+    "provenance": _BASE | {"data", "models", "bundle", "training", "evaluation", "serving.predictor"},
     "client": {"errors", "serving.schema"},
     "cli": _BASE
     | {"data", "models", "bundle", "training", "evaluation", "audit", "evidence"}
-    | {"synthesis", "reproduction", "tuning", "jobs", "serving", "client"},
+    | {"synthesis", "reproduction", "tuning", "jobs", "serving", "client", "provenance"},
     "__init__": set(),
     "__main__": {"cli"},
 }
