@@ -30,6 +30,7 @@ app = typer.Typer(
 def _register() -> None:
     from cxr_ray.cli import (
         ask,
+        audit,
         cluster,
         data,
         demo,
@@ -46,7 +47,7 @@ def _register() -> None:
         tune,
     )
 
-    stages = (demo, data, synthesis, train, tune, select, models, explain, reproduce, service, ask, keys, dicom, cluster, inspect)
+    stages = (demo, data, audit, synthesis, train, tune, select, models, explain, reproduce, service, ask, keys, dicom, cluster, inspect)
     for module in stages:
         module.register(app)
 

@@ -81,6 +81,7 @@ def _subject_of_run(run: Run) -> Subject:
         preprocess_fingerprint=manifest.dataset.preprocess.fingerprint,
         trained_on={manifest.dataset.fingerprint: (*manifest.dataset.train, *manifest.dataset.validation)},
         unsound=unsound_reason([run]),
+        cautions=manifest.audit.warnings if manifest.audit is not None else (),
         history=[asdict(record) for record in run.history()],
         best_epoch=run.best().epoch,
         provenance={
