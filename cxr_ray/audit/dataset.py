@@ -21,6 +21,7 @@ from cxr_ray.data.shards import Dataset
 QUICK_MOST: Final = 1_500
 """Images of a quick audit."""
 RESAMPLES: Final = 400
+Step = Callable[[], Check]
 Report = Callable[[int, int, str], None]
 """Called with (checks done, checks there are, the one that comes)."""
 
@@ -47,23 +48,12 @@ def audit_dataset(dataset: Dataset, *, seed: int = 0, quick: bool = False, repor
         DatasetError: It cannot be read.
     """
     index = dataset.index()
-    with threadpool_limits(limits=1, user_api="blas"):  # matrices this small are faster on one core
-        sample = draw_sample(dataset, most=QUICK_MOST if quick else MOST, seed=seed)
-        draws = Draws.of(sample.groups, count=RESAMPLES, seed=seed)
-        folds = make_folds(sample, seed)
-        steps: list[tuple[str, Callable[[], Check]]] = [
-            ("patients", partial(check_patients, index)),
-            ("copies", partial(check_copies, dataset, index, search=not quick)),
-            *((facet.title, partial(check_facet, facet, sample, draws)) for facet in FACETS),
-            *((probe.title, partial(check_probe, probe, sample, folds, draws)) for probe in PROBES),
-        ]
-        checks = []
-        for done, (title, step) in enumerate(steps):
-            if report is not None:
-                report(done, len(steps) + 1, title)
-            checks.append(step())
-        noise, doubts = check_noise(sample, folds, draws)
-    checks.append(noise)
+    told = _Teller(report)
+    checks = [told("patients", partial(check_patients, index))]
+    checks.append(told("copies", partial(check_copies, dataset, index, search=not quick)))
+    sample = draw_sample(dataset, most=QUICK_MOST if quick else MOST, seed=seed)
+    found, doubts = check_sample(sample, seed=seed, told=told)
+    checks += found
     record = AuditRecord(
         schema=SCHEMA,
         subject="dataset",
@@ -78,3 +68,28 @@ def audit_dataset(dataset: Dataset, *, seed: int = 0, quick: bool = False, repor
         checks=tuple(checks),
     )
     return DatasetAudit(record, sample, tuple(doubts))
+
+
+def check_sample(sample: Sample, *, seed: int, told: Callable[[str, Step], Check] | None = None) -> tuple[list[Check], list[Doubt]]:
+    """Every check that asks for no more than some images: facets, probes and doubtful labels, with the most doubtful images."""
+    told = told or _Teller(None)
+    with threadpool_limits(limits=1, user_api="blas"):  # matrices this small are faster on one core
+        draws = Draws.of(sample.groups, count=RESAMPLES, seed=seed)
+        folds = make_folds(sample, seed)
+        checks = [told(facet.title, partial(check_facet, facet, sample, draws)) for facet in FACETS]
+        checks += [told(probe.title, partial(check_probe, probe, sample, folds, draws)) for probe in PROBES]
+        noise, doubts = check_noise(sample, folds, draws)
+    return [*checks, noise], doubts
+
+
+class _Teller:
+    """Runs a check and says before which one it is."""
+
+    def __init__(self, report: Report | None) -> None:
+        self._report, self._done = report, 0
+
+    def __call__(self, title: str, step: Step) -> Check:
+        if self._report is not None:
+            self._report(self._done, len(FACETS) + len(PROBES) + 3, title)
+        self._done += 1
+        return step()
