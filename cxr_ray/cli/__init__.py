@@ -30,6 +30,7 @@ app = typer.Typer(
 def _register() -> None:
     from cxr_ray.cli import (
         ask,
+        audit,
         cluster,
         compare,
         data,
@@ -52,6 +53,7 @@ def _register() -> None:
     stages = (
         demo,
         data,
+        audit,
         synthesis,
         train,
         tune,

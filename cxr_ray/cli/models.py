@@ -130,6 +130,7 @@ def _subject_of_run(run: Run) -> Subject:
         trained_on={manifest.dataset.fingerprint: (*manifest.dataset.train, *manifest.dataset.validation)},
         identity={"name": run.recipe.name, "run": manifest.fingerprint},
         unsound=unsound_reason([run]),
+        cautions=manifest.audit.warnings if manifest.audit is not None else (),
         history=[asdict(record) for record in run.history()],
         best_epoch=run.best().epoch,
         provenance={

@@ -39,6 +39,8 @@ class Phantom:
     image: NDArray[np.uint8]
     """(height, width), dense tissue bright."""
     lesions: tuple[Lesion, ...]
+    lungs: NDArray[np.bool_] | None
+    """(height, width): where air-filled lung lies, heart and domes excluded; None: the picture shows no chest."""
 
 
 def render_phantom(shot: Shot) -> Phantom:
@@ -60,7 +62,8 @@ def render_phantom(shot: Shot) -> Phantom:
     other = expose(decoy + devices, exposure, frame, shot.rng("decoy noise"))
     grey = give_histogram(signal, develop(other, exposure))
     image = lay_over(np.rint(grey * 255).astype(np.uint8), shot.rng("overlay"), source=shot.source, view=shot.view)
-    return Phantom(image, tuple(lesion for region in regions if (lesion := _lesion(*region)) is not None))
+    lesions = tuple(lesion for region in regions if (lesion := _lesion(*region)) is not None)
+    return Phantom(image, lesions, _lungs(scene) if isinstance(scene, Layers) else None)
 
 
 def _chest_scene(shot: Shot, pose: np.random.Generator) -> Layers:
@@ -115,6 +118,11 @@ def _chest_water(scene: Layers, changes: Changes, solid: Array) -> Array:
     replaced = _LUNG_CONTRAST * (1 - changes.filled) + (1 - _LUNG_CONTRAST) * changes.free_air
     water = scene.tissue - air * replaced + scene.vessels * aerated + scene.bones + changes.added - scene.gas
     return np.asarray(water, np.float32)
+
+
+def _lungs(scene: Layers) -> NDArray[np.bool_]:
+    right, left = scene.lungs
+    return (np.maximum(right, left) > 127) & (heart(scene.chest, scene.frame) < 0.5)
 
 
 def _heart_region(scene: Layers, solid: Array) -> NDArray[np.bool_]:
