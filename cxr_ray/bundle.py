@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
@@ -26,6 +28,7 @@ from cxr_ray.config import ModelConfig
 from cxr_ray.errors import BundleError, ConfigError, ModelError, StorageError
 from cxr_ray.imaging.preprocess import PreprocessSpec
 from cxr_ray.labels import LabelSet, Task
+from cxr_ray.models.calibration import Calibration
 from cxr_ray.models.gate import Gate
 from cxr_ray.models.record import GATE_FILE, WEIGHT_FILE, GateRecord, Member, Normalization, Provenance, ThresholdOrigin
 from cxr_ray.settings import Settings, parse_settings
@@ -64,9 +67,11 @@ class BundleManifest(Settings):
     preprocess: PreprocessRecord
     members: tuple[Member, ...] = Field(min_length=1)
     """The models; the bundle's answer is the weighted mean of their probabilities. They may differ in the network alone."""
-    thresholds: tuple[float, ...] | None
-    """Multilabel: a label is called present at or above its threshold. None for multiclass, where the largest probability decides."""
+    thresholds: tuple[float | None, ...] | None
+    """A label is called at or above its own (:mod:`cxr_ray.models.decision`). None: multiclass, and the largest probability decides."""
     threshold_origin: ThresholdOrigin | None = None
+    calibration: Calibration | None = None
+    """What makes of the models' probabilities those that are answered; None: they are answered as they are."""
     metrics: dict[str, Any] | None
     """``metrics.json`` of the evaluation it was exported with; None: not evaluated."""
     unsound: str | None = None
@@ -77,12 +82,17 @@ class BundleManifest(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if (self.thresholds is None) != (self.task == "multiclass"):
-            raise ValueError("thresholds belong to multilabel, and to it alone")
-        if self.thresholds is not None and len(self.thresholds) != len(self.labels):
-            raise ValueError(f"{len(self.labels)} labels and {len(self.thresholds)} thresholds: one each is needed")
-        if self.thresholds is not None and not all(0.0 <= threshold <= 1.0 for threshold in self.thresholds):
+        cuts = self.thresholds
+        if cuts is None and self.task == "multilabel":
+            raise ValueError("a multilabel model needs thresholds")
+        if cuts is not None and len(cuts) != len(self.labels):
+            raise ValueError(f"{len(self.labels)} labels and {len(cuts)} thresholds: one each is needed")
+        if cuts is not None and sum(cut is not None for cut in cuts) != (1 if self.task == "multiclass" else len(cuts)):
+            raise ValueError("thresholds: a multilabel model has one for every label, a multiclass model for one label or none at all")
+        if cuts is not None and not all(0.0 <= cut <= 1.0 for cut in cuts if cut is not None):
             raise ValueError("thresholds must be in 0..1")
+        if self.calibration is not None and not self.calibration.fits(self.task, len(self.labels)):
+            raise ValueError("the calibration is of another number of labels")
         if len({member.weights for member in self.members}) < len(self.members):
             raise ValueError("two members name one file of weights")
         return self
@@ -133,16 +143,22 @@ class Bundle:
 
     @property
     def version(self) -> str:
-        """12 hex digits of a SHA-256 over all that answers follow from: every member's weights and say, the thresholds, the gate."""
+        """12 hex digits of a SHA-256 over all that answers follow from: the members' weights and say, calibration, thresholds, gate."""
         manifest = self.manifest
         members = [[manifest.files[member.weights].sha256, member.weight] for member in manifest.members]
         gate = [] if manifest.gate is None else [manifest.files[GATE_FILE].sha256, sorted(manifest.gate.thresholds.items())]
-        return storage.sha256(json.dumps([members, manifest.thresholds, *gate]).encode())[:12]
+        calibration = [] if manifest.calibration is None else [manifest.calibration.model_dump(include={"temperatures", "knots"})]
+        return storage.sha256(json.dumps([members, manifest.thresholds, *gate, *calibration]).encode())[:12]
 
     @property
     def dataset_fingerprints(self) -> tuple[str, ...]:
         """Of the data the members were trained on, each once."""
         return tuple(dict.fromkeys(member.provenance.dataset_fingerprint for member in self.manifest.members))
+
+    def answers(self, probabilities_NK: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N, K) probabilities of :meth:`load_model` -> those that are answered: calibrated, where the bundle is."""
+        calibration = self.manifest.calibration
+        return probabilities_NK if calibration is None else calibration.apply(probabilities_NK, self.manifest.task)
 
     def load_model(self, device: str = "cpu") -> Classifier | Ensemble:
         """The network of a bundle of one member, else the ensemble of all; see :meth:`load_member`."""
@@ -225,8 +241,9 @@ def write_members(
     labels: LabelSet,
     preprocess: PreprocessSpec,
     card: str,
-    thresholds: tuple[float, ...] | None = None,
+    thresholds: tuple[float | None, ...] | None = None,
     threshold_origin: ThresholdOrigin | None = None,
+    calibration: Calibration | None = None,
     metrics: Mapping[str, Any] | None = None,
     unsound: str | None = None,
     gate: Gate | None = None,
@@ -240,8 +257,9 @@ def write_members(
         labels: What every member answers.
         preprocess: What every member's images have been through.
         card: The model card, Markdown.
-        thresholds: One a label for multilabel (default 0.5 each); None for multiclass.
+        thresholds: One a label for multilabel (default 0.5 each). Multiclass: of one label, None for the others; or None.
         threshold_origin: How they were chosen. None: ``fixed`` for multilabel.
+        calibration: Of the probabilities.
         metrics: ``metrics.json`` of its evaluation.
         unsound: Why it must not be used, if so.
         gate: Its input gate.
@@ -270,6 +288,7 @@ def write_members(
         members=tuple(_record(member, file) for file, member in zip(names, members, strict=True)),
         thresholds=thresholds,
         threshold_origin=threshold_origin,
+        calibration=calibration,
         metrics=dict(metrics) if metrics is not None else None,
         unsound=unsound,
         gate=gate.record if gate is not None else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,8 +14,9 @@ from cxr_ray.errors import BundleError, ConfigError, RunError
 
 if TYPE_CHECKING:
     from cxr_ray.evaluation.evaluate import Subject
+    from cxr_ray.evaluation.settle import Settled, Wish
+    from cxr_ray.labels import LabelSet
     from cxr_ray.models.gate import Gate
-    from cxr_ray.models.record import ThresholdOrigin
     from cxr_ray.training.export import Export
     from cxr_ray.training.run import Run
 
@@ -78,8 +79,9 @@ def _subject_of_run(run: Run) -> Subject:
         name=run.recipe.name,
         model=run.load_model(),
         labels=run.labels,
-        preprocess_fingerprint=manifest.dataset.preprocess.fingerprint,
+        preprocess=manifest.dataset.preprocess,
         trained_on={manifest.dataset.fingerprint: (*manifest.dataset.train, *manifest.dataset.validation)},
+        identity={"name": run.recipe.name, "run": manifest.fingerprint},
         unsound=unsound_reason([run]),
         history=[asdict(record) for record in run.history()],
         best_epoch=run.best().epoch,
@@ -102,9 +104,15 @@ def export(
         str | None,
         typer.Option(help="Say of each RUN or fold, as 0,1,2,4,8; 0 leaves it out. Default: the recipe's for folds, else all alike."),
     ] = None,
+    calibrate: Annotated[
+        str, typer.Option(help="auto, temperature, isotonic or none; fitted on the validation part. auto: what lowers the log-loss there.")
+    ] = "auto",
     thresholds: Annotated[
         str | None,
-        typer.Option(help="Multilabel: f1, youden or fixed (0.5); fitted on the validation part. Default: f1."),
+        typer.Option(help="f1, youden, sensitivity=S, cost=FN:FP[,P] or fixed (0.5); fitted on the validation part. Multilabel: f1."),
+    ] = None,
+    positive: Annotated[
+        str | None, typer.Option(help="Multiclass: call this label where it reaches its threshold, not only on top.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="DATASET of the training, where it no longer lies where the RUN says.")] = None,
     no_gate: Annotated[
@@ -115,17 +123,20 @@ def export(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write the best epochs as a BUNDLE: weights, preprocessing, labels, thresholds, input gate, provenance, model card.
+    """Write the best epochs as a BUNDLE: weights, preprocessing, labels, calibration, thresholds, input gate, provenance, model card.
 
     Example: cxr-ray export run --out bundle --report report
     """
+    from cxr_ray.evaluation.settle import wish
     from cxr_ray.training.export import NOT_ASKED_FOR, plan_export, write_export
 
     shares = _numbers(weights, "--weights") if weights is not None else None
     plan = plan_export(runs, out, weights=shares, report=report, name=name, overwrite=overwrite, allow_unsound=allow_unsound)
-    cuts, origin = _thresholds(plan, thresholds, data)
+    settled = _settled(plan, wish(plan.runs[0].labels, calibrate, thresholds, positive), data)
     gate, reason = (None, NOT_ASKED_FOR) if no_gate else _gate(plan, data)
-    bundle = write_export(plan, thresholds=cuts, origin=origin, gate=gate, no_gate=reason)
+    bundle = write_export(
+        plan, thresholds=settled.thresholds, origin=settled.origin, calibration=settled.calibration, gate=gate, no_gate=reason
+    )
     manifest = bundle.manifest
     members = f", {len(manifest.members)} members" if len(manifest.members) > 1 else ""
     console.say(f"wrote {out}: {manifest.name}, version {bundle.version}{members}")
@@ -140,7 +151,8 @@ def export(
             "members": [{"run": run.location, "weight": weight} for run, weight in zip(plan.runs, plan.weights, strict=True)],
             "left_out": [run.location for run in plan.left_out],
             "thresholds": list(manifest.thresholds) if manifest.thresholds is not None else None,
-            "threshold_origin": origin.model_dump() if origin is not None else None,
+            "threshold_origin": settled.origin.model_dump() if settled.origin is not None else None,
+            "calibration": manifest.calibration.model_dump() if manifest.calibration is not None else None,
             "unsound": manifest.unsound,
             "gate": manifest.gate.model_dump() if manifest.gate is not None else None,
         },
@@ -155,27 +167,41 @@ def _numbers(text: str, where: str) -> list[float]:
         raise ConfigError([f"expected numbers with commas between them, such as 0,1,2; got {text!r}"], where=where) from None
 
 
-def _thresholds(plan: Export, policy: str | None, data: str | None) -> tuple[tuple[float, ...] | None, ThresholdOrigin | None]:
-    """One threshold a label and how it was chosen; None for multiclass. Ties the layers: training has the predictions, evaluation fits."""
-    from cxr_ray.evaluation.thresholds import DEFAULT, POLICIES, Policy, operating_points
-    from cxr_ray.models.record import ThresholdOrigin
+def _settled(plan: Export, wanted: Wish, data: str | None) -> Settled:
+    """Calibration and thresholds. Ties the layers: training has the predictions, evaluation fits.
+
+    Without the training's DATASET a bundle is still a bundle, unless it was named, or something was asked for by name.
+    """
+    from cxr_ray.evaluation.settle import nothing_fitted, settle
+    from cxr_ray.models.calibration import NOT_ASKED_FOR
     from cxr_ray.training.held_out import held_out
 
-    labels = plan.runs[0].labels
-    if policy is not None and policy not in POLICIES:
-        raise ConfigError([f"{policy!r} is unknown; valid: {', '.join(POLICIES)}"], where="--thresholds")
-    if labels.task == "multiclass":
-        if policy is not None:
-            raise ConfigError(["a multiclass model has no thresholds: its largest probability decides"], where="--thresholds")
-        return None, None
-    if policy == "fixed":
-        return (DEFAULT,) * len(labels), ThresholdOrigin(policy="fixed")
-    found = held_out(plan, data)
-    cuts, origin = operating_points(found.probabilities, found.targets, labels, policy=cast("Policy", policy or "f1"), part=found.part)
-    console.table(
-        f"thresholds: {origin.told()}", ["label", "threshold"], [[n, f"{c:.4f}"] for n, c in zip(labels.names, cuts, strict=True)]
-    )
-    return cuts, origin
+    labels, fits_thresholds = plan.runs[0].labels, wanted.policy not in (None, "fixed")
+    if not wanted.needs_images:
+        return nothing_fitted(wanted, labels, NOT_ASKED_FOR)
+    try:
+        found = held_out(plan, data, instead="--thresholds fixed" if fits_thresholds else "--calibrate none")
+    except RunError as error:
+        if data is not None or fits_thresholds or wanted.calibrate != "auto":
+            raise
+        console.say(f"[bold yellow]note:[/] not calibrated: {error.message}")
+        return nothing_fitted(wanted, labels, error.message)
+    settled = settle(wanted, found.probabilities, found.targets, found.patients, labels, part=found.part, by_all=found.by_all)
+    _say_settled(settled, labels)
+    return settled
+
+
+def _say_settled(settled: Settled, labels: LabelSet) -> None:
+    calibration = settled.calibration
+    if isinstance(calibration, str):
+        console.say(f"not calibrated: {calibration}")
+    else:
+        before, after = calibration.before, calibration.after
+        console.say(f"calibration: {calibration.told()}; error (ECE) {before.ece:.4f} before, {after.ece:.4f} after, cross-fitted")
+    if settled.origin is not None and settled.thresholds is not None:
+        cuts = zip(labels.names, settled.thresholds, strict=True)
+        rows = [[name, f"{cut:.4f}"] for name, cut in cuts if cut is not None]
+        console.table(f"thresholds: {settled.origin.told()}", ["label", "threshold"], rows)
 
 
 def _gate(plan: Export, data: str | None) -> tuple[Gate | None, str]:

@@ -20,10 +20,18 @@ from cxr_ray import storage
 from cxr_ray.data.columns import pixels, targets_of
 from cxr_ray.data.shards import Dataset
 from cxr_ray.errors import DatasetError
+from cxr_ray.evaluation.decision_curve import decision_curve
+from cxr_ray.evaluation.delong import auroc_of_labels
 from cxr_ray.evaluation.metrics import compute_metrics
+from cxr_ray.evaluation.prevalence import at_prevalence, reweighted
+from cxr_ray.evaluation.reliability import reliability, what_calibration_changed
 from cxr_ray.evaluation.report import choose_samples, describe, render_report
+from cxr_ray.evaluation.subgroups import ATTRIBUTES, attributes, subgroups
+from cxr_ray.imaging.preprocess import PreprocessSpec
 from cxr_ray.labels import LabelSet
+from cxr_ray.models.calibration import Calibration
 from cxr_ray.models.inference import predict_probabilities
+from cxr_ray.models.record import ThresholdOrigin
 
 if TYPE_CHECKING:
     from cxr_ray.bundle import Bundle
@@ -43,9 +51,12 @@ class Subject:
         name: For the heading.
         model: In evaluation mode.
         labels: Its outputs.
-        preprocess_fingerprint: What its images must have been through.
+        preprocess: What its images must have been through.
         trained_on: Fingerprint of each DATASET of its training -> partitions it learned or was chosen on; evaluating them is warned of.
-        thresholds: Multilabel operating points; None: 0.5, or multiclass.
+        identity: What ``metrics.json`` keeps of it: version of a bundle, fingerprint of a run.
+        thresholds: Operating points, see :func:`cxr_ray.models.decision.called`.
+        threshold_origin: How they were chosen.
+        calibration: Of the probabilities; None: as the model says them.
         unsound: Why it must not be used; the report says so first.
         history: A record an epoch; empty where not at hand.
         best_epoch: The epoch kept.
@@ -55,9 +66,12 @@ class Subject:
     name: str
     model: Classifier | Ensemble
     labels: LabelSet
-    preprocess_fingerprint: str
+    preprocess: PreprocessSpec
     trained_on: Mapping[str, Sequence[str]]
-    thresholds: tuple[float, ...] | None = None
+    identity: Mapping[str, str] = field(default_factory=dict)
+    thresholds: tuple[float | None, ...] | None = None
+    threshold_origin: ThresholdOrigin | None = None
+    calibration: Calibration | None = None
     unsound: str | None = None
     history: Sequence[Mapping[str, Any]] = ()
     best_epoch: int | None = None
@@ -77,46 +91,69 @@ def subject_of_bundle(bundle: Bundle, device: str = "cpu") -> Subject:
         origin = member.provenance
         told = f"{origin.recipe}, training seed {origin.seed}, epoch {origin.epoch + 1}, run {origin.run_fingerprint[:12]}"
         rows["Trained by" if alone else f"Member {index}"] = told if alone else f"{told}, weight {member.weight:g}"
+    rows["Calibration"] = manifest.calibration.told() if manifest.calibration is not None else "none"
     if manifest.threshold_origin is not None:
         rows["Thresholds"] = manifest.threshold_origin.told()
     return Subject(
         name=manifest.name,
         model=bundle.load_model(device),
         labels=bundle.labels,
-        preprocess_fingerprint=manifest.preprocess.fingerprint,
+        preprocess=bundle.preprocess,
         trained_on=trained_on,
+        identity={"name": manifest.name, "bundle": bundle.version},
         thresholds=manifest.thresholds,
+        threshold_origin=manifest.threshold_origin,
+        calibration=manifest.calibration,
         unsound=manifest.unsound,
         best_epoch=manifest.members[0].provenance.epoch if alone else None,
         provenance=rows,
     )
 
 
-def evaluate(subject: Subject, dataset: Dataset, out: str, *, split: str = "test", seed: int = 0, resamples: int = 1000) -> dict[str, Any]:
+def evaluate(
+    subject: Subject,
+    dataset: Dataset,
+    out: str,
+    *,
+    split: str = "test",
+    seed: int = 0,
+    resamples: int = 1000,
+    prevalence: Mapping[str, float] | None = None,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
     """Score ``subject`` on ``split`` of ``dataset`` and write the REPORT directory ``out``.
 
+    Args:
+        subject: The model.
+        dataset: Images and truth.
+        out: REPORT.
+        split: Part of the DATASET.
+        seed: Of the bootstrap.
+        resamples: How many samples of patients are drawn.
+        prevalence: Assumed share of labels elsewhere; see :mod:`cxr_ray.evaluation.prevalence`.
+        notes: What a reader must know of the data before the figures.
+
     Returns:
-        What ``metrics.json`` holds.
+        What ``metrics.json`` holds: :func:`compute_metrics`, :func:`tables`, ``model``, ``dataset`` and ``warnings``.
 
     Raises:
         DatasetError: The part does not exist or is empty, or the data were preprocessed or labelled in another way.
     """
     check_fit(subject, dataset, split)
-    warnings = _warnings(subject, dataset, split)
+    warnings = [*_warnings(subject, dataset, split), *notes]
     for warning in warnings:
         logger.warning(warning)
-    table, probabilities = _score(subject, dataset, split)
+    table, raw = _score(subject, dataset, split)
+    probabilities = raw if subject.calibration is None else subject.calibration.apply(raw, dataset.labels.task)
     targets = targets_of(table, dataset.labels)
-    metrics = compute_metrics(
-        probabilities,
-        targets,
-        table.column("patient_id").to_pylist(),
-        dataset.labels,
-        split=split,
-        thresholds=subject.thresholds,
-        seed=seed,
-        resamples=resamples,
-    )
+    scored = probabilities, targets, table.column("patient_id").to_pylist(), dataset.labels
+    metrics = compute_metrics(*scored, split=split, thresholds=subject.thresholds, seed=seed, resamples=resamples)
+    metrics |= tables(subject, table, *scored, raw=raw, seed=seed, resamples=resamples)
+    adjusted = None
+    if prevalence:
+        metrics["prevalence"] = at_prevalence(*scored, prevalence, thresholds=subject.thresholds, seed=seed, resamples=resamples)
+        adjusted = reweighted(probabilities, targets, dataset.labels, prevalence)
+    metrics["model"] = dict(subject.identity)
     metrics["dataset"] = {"name": dataset.manifest.name, "fingerprint": dataset.manifest.fingerprint}
     metrics["warnings"] = warnings
     cuts = subject.thresholds
@@ -143,10 +180,47 @@ def evaluate(subject: Subject, dataset: Dataset, out: str, *, split: str = "test
         },
         warnings=warnings,
     )
-    write_predictions(storage.join(out, PREDICTIONS), table, probabilities, targets, dataset.labels)
+    write_predictions(storage.join(out, PREDICTIONS), table, probabilities, targets, dataset.labels, adjusted=adjusted)
     storage.write_bytes(storage.join(out, REPORT), page.encode())
     storage.write_json(storage.join(out, METRICS), metrics)
     return metrics
+
+
+def tables(
+    subject: Subject,
+    table: pa.Table,
+    probabilities: NDArray[Any],
+    targets: NDArray[Any],
+    patients: Sequence[str],
+    labels: LabelSet,
+    *,
+    raw: NDArray[Any],
+    seed: int,
+    resamples: int,
+) -> dict[str, Any]:
+    """What ``metrics.json`` says beyond its figures.
+
+    Returns:
+        ``calibration`` (what it changed; None: the model has none), ``reliability``, ``delong``, ``operating_points``, ``subgroups`` and
+        ``decision_curve``.
+    """
+    draws: dict[str, Any] = {"seed": seed, "resamples": resamples}
+    scored = probabilities, targets, patients, labels
+    facts = {name: table.column(name).to_pylist() for name in ATTRIBUTES}
+    calibration = None
+    if subject.calibration is not None:
+        calibration = {"method": subject.calibration.told(), **what_calibration_changed(raw, *scored, **draws)}
+    return {
+        "calibration": calibration,
+        "reliability": reliability(*scored),
+        "delong": auroc_of_labels(*scored),
+        "operating_points": {
+            "policy": subject.threshold_origin.told() if subject.threshold_origin is not None else None,
+            "thresholds": dict(zip(labels.names, subject.thresholds, strict=True)) if subject.thresholds is not None else None,
+        },
+        "subgroups": subgroups(*scored, attributes(facts), thresholds=subject.thresholds, **draws),
+        "decision_curve": decision_curve(*scored, **draws),
+    }
 
 
 def _score(subject: Subject, dataset: Dataset, split: str) -> tuple[pa.Table, NDArray[np.float32]]:
@@ -171,14 +245,27 @@ def _pixels_of(dataset: Dataset, split: str, rows: set[int]) -> dict[int, NDArra
     return found
 
 
-def write_predictions(location: str, table: pa.Table, probabilities: NDArray[Any], targets: NDArray[Any], labels: LabelSet) -> None:
-    """A row an image: ``image_id``, ``patient_id``, truth and a ``p_<label>`` column a label; no pixels."""
+def write_predictions(
+    location: str,
+    table: pa.Table,
+    probabilities: NDArray[Any],
+    targets: NDArray[Any],
+    labels: LabelSet,
+    *,
+    adjusted: NDArray[Any] | None = None,
+) -> None:
+    """A row an image: ``image_id``, ``patient_id``, truth and a ``p_<label>`` column a label; no pixels.
+
+    ``adjusted``: (N, K) probabilities at an assumed prevalence, as ``adjusted_<label>``.
+    """
     columns: dict[str, Any] = {name: table.column(name) for name in ("image_id", "patient_id")}
     if labels.task == "multiclass":
         columns["label"] = [labels.names[int(index)] for index in targets]
     else:
         columns |= {f"y_{name}": targets[:, index].astype(np.float32) for index, name in enumerate(labels.names)}
-    columns |= {f"p_{name}": probabilities[:, index].astype(np.float32) for index, name in enumerate(labels.names)}
+    for prefix, values in (("p", probabilities), ("adjusted", adjusted)):
+        if values is not None:
+            columns |= {f"{prefix}_{name}": values[:, index].astype(np.float32) for index, name in enumerate(labels.names)}
     stream = io.BytesIO()
     pq.write_table(pa.table(columns), stream)
     storage.write_bytes(location, stream.getvalue())
@@ -193,10 +280,10 @@ def check_fit(subject: Subject, dataset: Dataset, split: str) -> None:
             f"the model answers {', '.join(subject.labels.names)} ({subject.labels.task}); "
             f"the data are labelled {', '.join(dataset.labels.names)} ({dataset.labels.task})"
         )
-    if dataset.preprocess.fingerprint != subject.preprocess_fingerprint:
+    if dataset.preprocess.fingerprint != subject.preprocess.fingerprint:
         raise DatasetError(
             f"the data went through preprocessing {dataset.preprocess.fingerprint[:12]}, "
-            f"the model expects {subject.preprocess_fingerprint[:12]}",
+            f"the model expects {subject.preprocess.fingerprint[:12]}",
             hint="ingest the images again with the size, equalisation and blur of the model's training data",
         )
 

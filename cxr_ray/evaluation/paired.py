@@ -25,8 +25,10 @@ from cxr_ray import storage
 from cxr_ray.data.columns import targets_of
 from cxr_ray.errors import DatasetError, StorageError
 from cxr_ray.evaluation.evaluate import METRICS, PREDICTIONS
-from cxr_ray.evaluation.metrics import bootstrap, figure
+from cxr_ray.evaluation.metrics import bootstrap
+from cxr_ray.evaluation.weighted import figure
 from cxr_ray.labels import LabelSet
+from cxr_ray.models.decision import Cuts, called
 
 FIGURES = ("accuracy", "macro_f1", "macro_auroc")
 
@@ -42,7 +44,7 @@ class Scored:
         patients: (N,)
         targets: (N,) label index, or (N, K) of 1, 0 and NaN.
         probabilities: (N, K)
-        thresholds: Multilabel: (N, K) that its metrics were computed with.
+        thresholds: (N, K) that its metrics were computed with, NaN where a label has none; None: multiclass without any.
         warnings: Of its metrics.
     """
 
@@ -80,7 +82,7 @@ def read_scored(location: str) -> Scored:
         table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(location, PREDICTIONS))))
         labels = LabelSet(tuple(metrics["labels"]), metrics["task"])
         targets, probabilities = _columns(table, labels)
-        thresholds = _thresholds(metrics, table, labels) if labels.task == "multilabel" else None
+        thresholds = _thresholds(metrics, table, labels)
         ids, patients = (np.array(table.column(name).to_pylist(), dtype=str) for name in ("image_id", "patient_id"))
     except (KeyError, TypeError, ValueError, pa.ArrowException, StorageError) as error:
         raise DatasetError(
@@ -89,13 +91,13 @@ def read_scored(location: str) -> Scored:
     return Scored(location, labels, ids, patients, targets, probabilities, thresholds, tuple(metrics.get("warnings", ())))
 
 
-def _thresholds(metrics: dict[str, Any], table: pa.Table, labels: LabelSet) -> NDArray[Any]:
-    """(N, K): of the fold that held the image out, or the same for all images."""
+def _thresholds(metrics: dict[str, Any], table: pa.Table, labels: LabelSet) -> NDArray[Any] | None:
+    """(N, K): of the fold that held the image out, or the same for all images; None where no label has one."""
     if "thresholds_by_fold" in metrics:
         by_fold = metrics["thresholds_by_fold"]
         return np.array([by_fold[str(fold)] for fold in table.column("fold").to_pylist()], dtype=np.float64)
-    cuts = [float(metrics["per_label"][name]["threshold"]) for name in labels.names]
-    return np.tile(np.array(cuts), (len(table), 1))
+    cuts = np.array([metrics["per_label"][name].get("threshold", np.nan) for name in labels.names], dtype=np.float64)
+    return None if np.isnan(cuts).all() else np.tile(cuts, (len(table), 1))
 
 
 def _columns(table: pa.Table, labels: LabelSet) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -157,7 +159,7 @@ def paired_difference(
     patients: Sequence[str] | NDArray[Any],
     labels: LabelSet,
     *,
-    thresholds: tuple[Sequence[float] | NDArray[Any] | None, Sequence[float] | NDArray[Any] | None] = (None, None),
+    thresholds: tuple[Cuts | None, Cuts | None] = (None, None),
     seed: int = 0,
     resamples: int = 1000,
 ) -> dict[str, Any]:
@@ -169,7 +171,7 @@ def paired_difference(
         targets: (N,) label index, or (N, K) of 1, 0 and NaN (unknown, left out).
         patients: (N,) patient of each image, the unit of the bootstrap.
         labels: The K names and the task.
-        thresholds: Multilabel: of ``a`` and of ``b``, each (K,) or (N, K); None: 0.5.
+        thresholds: Of ``a`` and of ``b``, each (K,) or (N, K); see :func:`cxr_ray.models.decision.called`.
         seed: Of the bootstrap.
         resamples: How many samples of patients are drawn; each is the same for both models.
 
@@ -224,12 +226,13 @@ def mcnemar(a_right: NDArray[np.bool_], b_right: NDArray[np.bool_]) -> dict[str,
 
 
 def _tests(
-    a: NDArray[Any], b: NDArray[Any], targets: NDArray[Any], labels: LabelSet, thresholds: tuple[Sequence[float] | NDArray[Any] | None, ...]
+    a: NDArray[Any], b: NDArray[Any], targets: NDArray[Any], labels: LabelSet, thresholds: tuple[Cuts | None, Cuts | None]
 ) -> dict[str, dict[str, Any]]:
+    decided = [called(scores, labels.task, cuts) for scores, cuts in zip((a, b), thresholds, strict=True)]
     if labels.task == "multiclass":
-        return {"accuracy": mcnemar(a.argmax(1) == targets, b.argmax(1) == targets)}
-    cuts = [np.asarray(cut if cut is not None else [0.5] * len(labels)) for cut in thresholds]
-    right = [(scores.astype(np.float64) >= cut) == (targets == 1) for scores, cut in zip((a, b), cuts, strict=True)]
+        right = [each.argmax(1) == targets for each in decided]
+        return {"accuracy": mcnemar(right[0], right[1])}
+    right = [each == (targets == 1) for each in decided]
     known = ~np.isnan(targets)
     columns = range(len(labels))
     return {labels.names[k]: mcnemar(right[0][known[:, k], k], right[1][known[:, k], k]) for k in columns}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cxr_ray.evaluation.figures import label_curves, learning_curves, to_png_uri
 from cxr_ray.labels import LabelSet
+from cxr_ray.models.decision import Cuts, called
 from cxr_ray.page import template
 
 SAMPLES_A_KIND = 6
@@ -37,7 +38,7 @@ class Sample:
 
 
 def choose_samples(
-    probabilities: NDArray[Any], targets: NDArray[Any], labels: LabelSet, *, thresholds: Sequence[float] | None = None, seed: int = 0
+    probabilities: NDArray[Any], targets: NDArray[Any], labels: LabelSet, *, thresholds: Cuts | None = None, seed: int = 0
 ) -> dict[str, list[int]]:
     """Rows worth seeing: a random draw (no choice of ours), and the errors the model was surest of.
 
@@ -45,7 +46,7 @@ def choose_samples(
         probabilities: (N, K).
         targets: (N,) or (N, K).
         labels: The K names and the task.
-        thresholds: Multilabel: (K,) a label is called present at or above it; None: 0.5.
+        thresholds: (K,), see :func:`cxr_ray.models.decision.called`.
         seed: Of the draw.
 
     Returns:
@@ -64,25 +65,25 @@ def describe(
     targets: NDArray[Any],
     labels: LabelSet,
     *,
-    thresholds: Sequence[float] | None = None,
+    thresholds: Cuts | None = None,
 ) -> Sample:
     """The gallery's entry for one row of the arrays of :func:`choose_samples`."""
     scores = probabilities[row]
+    yes = called(scores[None], labels.task, thresholds)[0]
+    said = "|".join(name for name, decided in zip(labels.names, yes, strict=True) if decided) or "no finding"
     if labels.task == "multiclass":
-        truth, called = labels.names[int(targets[row])], labels.names[int(scores.argmax())]
+        truth = labels.names[int(targets[row])]
     else:
         truth = "|".join(name for name, value in zip(labels.names, targets[row], strict=True) if value == 1) or "no finding"
-        cuts = thresholds if thresholds is not None else [0.5] * len(labels)
-        called = "|".join(name for name, value, cut in zip(labels.names, scores, cuts, strict=True) if value >= cut) or "no finding"
     one = slice(row, row + 1)
-    return Sample(pixels, truth, called, float(scores.max()), bool(_right(probabilities[one], targets[one], labels, thresholds)[0]))
+    return Sample(pixels, truth, said, float(scores.max()), bool(_right(probabilities[one], targets[one], labels, thresholds)[0]))
 
 
-def _right(probabilities: NDArray[Any], targets: NDArray[Any], labels: LabelSet, thresholds: Sequence[float] | None) -> NDArray[np.bool_]:
+def _right(probabilities: NDArray[Any], targets: NDArray[Any], labels: LabelSet, thresholds: Cuts | None) -> NDArray[np.bool_]:
+    decided = called(probabilities, labels.task, thresholds)
     if labels.task == "multiclass":
-        return np.asarray(probabilities.argmax(1) == targets)
-    cuts = 0.5 if thresholds is None else np.asarray(thresholds)
-    return np.asarray(((probabilities >= cuts) == (targets == 1)).all(1))
+        return np.asarray(decided.argmax(1) == targets)
+    return np.asarray((decided == (targets == 1)).all(1))
 
 
 def render_report(

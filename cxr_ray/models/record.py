@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Final, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cxr_ray.config import ModelConfig
+from cxr_ray.errors import ConfigError
+from cxr_ray.models.decision import parse_policy
 from cxr_ray.settings import Settings
 
 WEIGHT_FILE: Final = r"model(-\d+)?\.safetensors"
 """Pattern of the names that files of weights have."""
 GATE_FILE: Final = "gate.safetensors"
-_NAMES = {"f1": "F1 score", "youden": "Youden index"}
 
 
 class Normalization(Settings):
@@ -52,23 +53,35 @@ class Member(Settings):
 
 
 class ThresholdOrigin(Settings):
-    """How the thresholds of a multilabel bundle were chosen."""
+    """How the thresholds of a bundle were chosen."""
 
-    policy: Literal["f1", "youden", "fixed"]
-    """See :mod:`cxr_ray.evaluation.thresholds`."""
+    policy: str
+    """As it was asked for, such as ``f1`` or ``sensitivity=0.95``: see :mod:`cxr_ray.models.decision`."""
     part: str | None = None
     """What they were fitted on, such as ``val of chest14``. None: nothing (``fixed``)."""
     n: int = Field(default=0, ge=0)
     """Images of that part."""
     not_fitted: tuple[str, ...] = ()
     """Labels that never, or always, occur there: they keep 0.5."""
+    positive: str | None = None
+    """Multiclass: the one label that has a threshold."""
+
+    @field_validator("policy")
+    @classmethod
+    def _known(cls, policy: str) -> str:
+        try:
+            parse_policy(policy)
+        except ConfigError as error:
+            raise ValueError("; ".join(error.faults)) from None
+        return policy
 
     def told(self) -> str:
         """In a sentence, for the model card and the report."""
+        which = self.positive or "every label"
         if self.policy == "fixed":
-            return "0.5 for every label, not fitted"
+            return f"0.5 for {which}, not fitted"
         kept = f"; kept at 0.5, for they never or always occur there: {', '.join(self.not_fitted)}" if self.not_fitted else ""
-        return f"largest {_NAMES[self.policy]} of each label on {self.part} ({self.n} images){kept}"
+        return f"{parse_policy(self.policy).told()} of {self.positive or 'each label'} on {self.part} ({self.n} images){kept}"
 
 
 CheckName = Literal["radiograph", "polarity", "upright", "familiar"]

@@ -13,7 +13,7 @@ from cxr_ray.data.shards import Dataset, open_dataset
 from cxr_ray.errors import ConfigError
 from cxr_ray.evaluation.crossval import caveats, pooled_metrics
 from cxr_ray.evaluation.evaluate import METRICS, evaluate, subject_of_bundle
-from cxr_ray.evaluation.thresholds import operating_points
+from cxr_ray.evaluation.settle import settle, wish
 from cxr_ray.models.classifier import build_classifier
 from cxr_ray.models.parameters import count_flops, count_parameters
 from cxr_ray.reproduction.plan import Arm
@@ -128,15 +128,16 @@ def _score(out: str, trained: str, data: Dataset) -> str:
 
 
 def _export(trained: str, bundle: str) -> None:
-    """As ``cxr-ray export --allow-unsound``: thresholds of a multilabel model are fitted on what was held out of its training."""
+    """As ``cxr-ray export --allow-unsound``: thresholds of a multilabel model are fitted on what was held out. Not calibrated."""
     plan = plan_export([trained], bundle, allow_unsound=True, overwrite=True)
     labels = plan.runs[0].labels
-    if labels.task == "multiclass":
+    wanted = wish(labels, calibrate="none")
+    if not wanted.needs_images:
         write_export(plan)
         return
-    found = held_out(plan, None)
-    cuts, origin = operating_points(found.probabilities, found.targets, labels, policy="f1", part=found.part)
-    write_export(plan, thresholds=cuts, origin=origin)
+    found = held_out(plan)
+    settled = settle(wanted, found.probabilities, found.targets, found.patients, labels, part=found.part)
+    write_export(plan, thresholds=settled.thresholds, origin=settled.origin)
 
 
 def _cost(histories: list[list[EpochRecord]]) -> dict[str, Any]:

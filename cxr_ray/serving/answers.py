@@ -120,7 +120,7 @@ def judged(verdict: GateVerdict | None, policy: GatePolicy) -> GateAnswer | None
     return gate.model_copy(update={"verdict": "flagged"})
 
 
-def _decisions(called: Sequence[str], probabilities: dict[str, float], thresholds: Sequence[float] | None) -> dict[str, Decision]:
+def _decisions(called: Sequence[str], probabilities: dict[str, float], thresholds: Sequence[float | None] | None) -> dict[str, Decision]:
     cuts: Sequence[float | None] = thresholds or [None] * len(probabilities)
     return {
         name: Decision(probability=value, threshold=cut, called=name in called)

@@ -194,6 +194,7 @@ def model_info(bundle: Bundle) -> ModelInfo:
         preprocessing_fingerprint=manifest.preprocess.fingerprint,
         dataset_fingerprint=", ".join(bundle.dataset_fingerprints),
         unsound=manifest.unsound,
+        calibrated=manifest.calibration is not None,
         manifest_sha256=manifest_sha256(bundle),
         card=storage.read_bytes(storage.join(bundle.location, CARD)).decode(),
         metrics=manifest.metrics,

@@ -138,9 +138,10 @@ class LocalEngine:
     def _explained(self, scored: Scored, label: str | None) -> Explained:
         from cxr_ray.evaluation.explain import explain, grey_png, overlay_png
 
-        names = self.predictor.bundle.labels.names
+        names, said = self.predictor.bundle.labels.names, scored.prediction.probabilities
+        wanted = label or max(said, key=said.__getitem__)  # of what is answered: calibrated, the order may be another
         with self._model:
-            found = explain(self.predictor.model, scored.pixels, None if label is None else names.index(label), method=METHOD)
+            found = explain(self.predictor.model, scored.pixels, names.index(wanted), method=METHOD)
         heat = (255 * found.heat_HW).round().astype(np.uint8)
         images = overlay_png(scored.pixels, found.heat_HW), grey_png(heat), grey_png(scored.pixels)
         return Explained(scored, names[found.label], METHOD, *images)

@@ -12,6 +12,7 @@ from cxr_ray.bundle import Bundle
 from cxr_ray.errors import ImageError
 from cxr_ray.imaging.decode import Limits
 from cxr_ray.imaging.preprocess import load_image
+from cxr_ray.models.decision import called
 from cxr_ray.models.gate import GateVerdict
 from cxr_ray.models.inference import predict_probabilities, predict_with_pooled
 
@@ -58,13 +59,13 @@ class Predictor:
         return image
 
     def predict_arrays(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(N, height, width) uint8 from :meth:`decode` -> (N, K) float32 probabilities."""
-        return predict_probabilities(self.model, images, self.bundle.labels.task, device=self.device)
+        """(N, height, width) uint8 from :meth:`decode` -> (N, K) float32 probabilities, calibrated where the bundle is."""
+        return self.bundle.answers(predict_probabilities(self.model, images, self.bundle.labels.task, device=self.device))
 
     def predict_checked(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], list[GateVerdict | None]]:
         """As :meth:`predict_arrays`, with what the input gate says of each image, from one pass; None where the bundle has no gate."""
         probabilities, pooled = predict_with_pooled(self.model, images, self.bundle.labels.task, device=self.device)
-        return probabilities, [None] * len(images) if self.gate is None else list(self.gate.check(pooled, images))
+        return self.bundle.answers(probabilities), [None] * len(images) if self.gate is None else list(self.gate.check(pooled, images))
 
     def predict_bytes(self, items: Sequence[bytes]) -> list[Prediction | ImageError]:
         """One answer, or the reason why not, for each file."""
@@ -81,9 +82,6 @@ class Predictor:
     def call(self, probabilities: NDArray[np.float32]) -> Prediction:
         """Name the (K,) probabilities of one image and decide which labels are called."""
         names = self.bundle.labels.names
-        thresholds = self.bundle.manifest.thresholds
-        if thresholds is None:
-            called: tuple[str, ...] = (names[int(probabilities.argmax())],)
-        else:
-            called = tuple(name for name, value, cut in zip(names, probabilities, thresholds, strict=True) if value >= cut)
-        return Prediction(called, {name: float(value) for name, value in zip(names, probabilities, strict=True)})
+        decided = called(probabilities[None], self.bundle.labels.task, self.bundle.manifest.thresholds)[0]
+        labels = tuple(name for name, yes in zip(names, decided, strict=True) if yes)
+        return Prediction(labels, {name: float(value) for name, value in zip(names, probabilities, strict=True)})

@@ -13,7 +13,7 @@ class Decision(BaseModel):
     """What is made of one label's probability."""
 
     probability: float = Field(ge=0, le=1)
-    threshold: float | None = Field(description="Operating point of a multilabel model; null where the largest probability decides.")
+    threshold: float | None = Field(description="The label is called at or above it; null where the largest probability decides.")
     called: bool
 
 
@@ -123,7 +123,7 @@ class ModelInfo(BaseModel):
     version: str
     task: Literal["multiclass", "multilabel"]
     labels: list[str]
-    thresholds: list[float] | None
+    thresholds: list[float | None] | None
     image_height: int
     image_width: int
     preprocessing_fingerprint: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cxr_ray.models.calibration import Calibration
 from cxr_ray.models.record import GateRecord, ThresholdOrigin
 from cxr_ray.training.run import Run
 
@@ -17,8 +18,9 @@ def model_card(
     left_out: Sequence[Run] = (),
     unsound: str | None = None,
     metrics: dict[str, Any] | None = None,
-    thresholds: Sequence[float] | None = None,
+    thresholds: Sequence[float | None] | None = None,
     origin: ThresholdOrigin | None = None,
+    calibration: Calibration | str,
     gate: GateRecord | str,
 ) -> str:
     """What it is, what it was trained on, how good it is; what software cannot know is left visibly blank.
@@ -30,8 +32,9 @@ def model_card(
         left_out: Runs that were named but have weight 0.
         unsound: Why it must not be used; stands at the top.
         metrics: ``metrics.json`` of its evaluation; None: the card says that it was not evaluated.
-        thresholds: Multilabel: one a label; None: 0.5 each.
-        origin: How they were chosen; None: multiclass.
+        thresholds: One a label, or of a multiclass model one for one label; None: 0.5 each.
+        origin: How they were chosen; None: multiclass, and the most probable label is called.
+        calibration: Of the probabilities, or why there is none.
         gate: Its input gate, or why it has none.
     """
     data = runs[0].manifest.dataset
@@ -59,6 +62,10 @@ def model_card(
         "## How good it is",
         "",
         *_figures(metrics),
+        "",
+        "## Calibration",
+        "",
+        *_calibration(calibration),
         "",
         "## Input gate",
         "",
@@ -104,11 +111,29 @@ def _members(runs: Sequence[Run], weights: Sequence[float]) -> list[str]:
     return lines
 
 
-def _thresholds(labels: Sequence[str], thresholds: Sequence[float] | None, origin: ThresholdOrigin) -> list[str]:
+def _thresholds(labels: Sequence[str], thresholds: Sequence[float | None] | None, origin: ThresholdOrigin) -> list[str]:
     cuts = thresholds if thresholds is not None else [0.5] * len(labels)
-    lines = ["A label is called present at or above its threshold.", "", "| label | threshold |", "|---|---|"]
-    lines += [f"| {label} | {cut:.4f} |" for label, cut in zip(labels, cuts, strict=True)]
+    rule = "A label is called present at or above its threshold."
+    if origin.positive is not None:
+        rule = f"{origin.positive} is called at or above its threshold, else the most probable of the other labels."
+    lines = [rule, "", "| label | threshold |", "|---|---|"]
+    lines += [f"| {label} | {cut:.4f} |" for label, cut in zip(labels, cuts, strict=True) if cut is not None]
     return [*lines, "", f"Thresholds: {origin.told()}."]
+
+
+def _calibration(calibration: Calibration | str) -> list[str]:
+    if isinstance(calibration, str):
+        return [f"None ({calibration}): a probability of 0.8 need not be right in 8 of 10 cases."]
+    return [
+        f"The probabilities are calibrated: {calibration.told()}.",
+        "",
+        "| on those images | as the model says it | calibrated, each image without its patient |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {getattr(calibration.before, key):.4f} | {getattr(calibration.after, key):.4f} |"
+            for key, name in (("ece", "expected calibration error"), ("brier", "Brier score"), ("log_loss", "log-loss"))
+        ),
+    ]
 
 
 def _figures(metrics: dict[str, Any] | None) -> list[str]:

@@ -1,7 +1,7 @@
 """Finished RUNs become a BUNDLE: the best epochs' weights, what serving must do to an image, and a model card.
 
-One RUN gives a model; several RUNs, or the folds of a cross-validation, an ensemble. Thresholds of a multilabel bundle are fitted on
-images that were held out of training: ``held_out`` finds their predictions, the caller fits (``cxr_ray.evaluation.thresholds``).
+One RUN gives a model; several RUNs, or the folds of a cross-validation, an ensemble. Calibration and thresholds are fitted on images that
+were held out of training: ``held_out`` finds their predictions, the caller fits (``cxr_ray.evaluation.settle``).
 The input gate is fitted likewise (``training.gate``) and handed in.
 """
 
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from cxr_ray import __version__, storage
 from cxr_ray.bundle import Bundle, NewMember, check_target, overwrite_guard, write_members
 from cxr_ray.errors import ConfigError, RunError
+from cxr_ray.models.calibration import NOT_ASKED_FOR as NOT_CALIBRATED
+from cxr_ray.models.calibration import Calibration
 from cxr_ray.models.gate import Gate
 from cxr_ray.models.record import Provenance, ThresholdOrigin
 from cxr_ray.training.card import model_card
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from cxr_ray.training.crossval import CrossValidation
 
 NOT_ASKED_FOR = "it was exported without one"
+_TABLES = ("reliability", "subgroups", "decision_curve")
+"""Of ``metrics.json``: they stay in the REPORT, a bundle carries the figures."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,9 @@ def plan_export(
 def write_export(
     plan: Export,
     *,
-    thresholds: tuple[float, ...] | None = None,
+    thresholds: tuple[float | None, ...] | None = None,
     origin: ThresholdOrigin | None = None,
+    calibration: Calibration | str = NOT_CALIBRATED,
     gate: Gate | None = None,
     no_gate: str = NOT_ASKED_FOR,
 ) -> Bundle:
@@ -117,8 +122,9 @@ def write_export(
 
     Args:
         plan: From :func:`plan_export`.
-        thresholds: Multilabel: one a label. None: 0.5 each, or multiclass.
+        thresholds: One a label, or of a multiclass model one for one label. None: 0.5 each, or none for multiclass.
         origin: How they were chosen.
+        calibration: Of the probabilities, or why there is none, for the model card.
         gate: The input gate, fitted for these models (:func:`cxr_ray.training.gate.gate_for`).
         no_gate: Why there is none, for the model card.
 
@@ -145,10 +151,12 @@ def write_export(
             metrics=plan.metrics,
             thresholds=thresholds,
             origin=origin,
+            calibration=calibration,
             gate=gate.record if gate is not None else no_gate,
         ),
         thresholds=thresholds,
         threshold_origin=origin,
+        calibration=calibration if not isinstance(calibration, str) else None,
         metrics=plan.metrics,
         unsound=plan.unsound,
         gate=gate,
@@ -164,7 +172,7 @@ def export_run(
     overwrite: bool = False,
     allow_unsound: bool = False,
 ) -> Bundle:
-    """Export one RUN, or one cross-validation, with thresholds of 0.5 and no gate; see :func:`plan_export` and :func:`write_export`."""
+    """Export one RUN, or one cross-validation, as it is: no calibration, no gate, thresholds of 0.5; see :func:`plan_export`."""
     return write_export(plan_export([location], out, report=report, name=name, overwrite=overwrite, allow_unsound=allow_unsound))
 
 
@@ -243,7 +251,7 @@ def _metrics(run: Run, report: str | None) -> dict[str, Any] | None:
     metrics: dict[str, Any] = storage.read_json(storage.join(report, "metrics.json"))
     if metrics.get("labels") != list(run.labels.names):
         raise RunError(f"{report} is a report of other labels: {metrics.get('labels')}", hint="the REPORT of this RUN, or none")
-    return metrics
+    return {name: value for name, value in metrics.items() if name not in _TABLES}
 
 
 def _member(run: Run, weight: float) -> NewMember:

@@ -31,45 +31,53 @@ class HeldOut:
     Args:
         part: In words, such as ``val of chest14``.
         probabilities: (N, K)
-        targets: (N, K) of 1, 0 and NaN.
+        targets: (N,) label index, or (N, K) of 1, 0 and NaN.
+        patients: (N,)
+        by_all: Whether each image was scored by all members together, as the bundle will; else by those that had held it out.
     """
 
     part: str
     probabilities: NDArray[Any]
     targets: NDArray[Any]
+    patients: NDArray[np.str_]
+    by_all: bool
 
 
-def held_out(plan: Export, data: str | None = None) -> HeldOut:
+def held_out(plan: Export, data: str | None = None, *, instead: str = "--thresholds fixed") -> HeldOut:
     """Predictions of validation images, each by the members that held it out: never of a test part.
 
     Of a cross-validation they are read from its ``predictions.parquet`` (the folds of the members alone). Else the validation part of each
     run is read and scored here; members with the same validation part score it together, as the ensemble will.
 
     Args:
-        plan: What is to be exported; a multilabel model.
+        plan: What is to be exported.
         data: DATASET, where it no longer lies where the run says.
+        instead: What to type to do without.
 
     Raises:
         RunError: A run has no validation part, or its DATASET is gone or is another.
     """
     if plan.folds is not None:
         return _held_out_folds(plan, plan.folds)
-    named = named_dataset(plan, data, instead="--thresholds fixed")
+    named = named_dataset(plan, data, instead=instead)
     together: dict[tuple[str, str], list[tuple[Run, float]]] = {}
     for run, weight in zip(plan.runs, plan.weights, strict=True):
         if not run.manifest.dataset.validation:
-            raise RunError(f"{run.location} has no validation part to fit thresholds on", hint="--thresholds fixed")
+            raise RunError(f"{run.location} has no validation part to fit on", hint=instead)
         for part in run.manifest.dataset.validation:
             together.setdefault((run.manifest.dataset.fingerprint, part), []).append((run, weight))
     scored = []
     for (_, part), members in together.items():
-        dataset = dataset_of(members[0][0], named, instead="--thresholds fixed")
+        dataset = dataset_of(members[0][0], named, instead=instead)
         logger.info("scoring %s of %s (%d images)", part, dataset.manifest.name, dataset.count(part))
         scored.append((f"{part} of {dataset.manifest.name}", *_score(dataset, part, members)))
+    told, probabilities, targets, patients = zip(*scored, strict=True)
     return HeldOut(
-        part=", ".join(dict.fromkeys(told for told, _, _ in scored)),
-        probabilities=np.concatenate([probabilities for _, probabilities, _ in scored]),
-        targets=np.concatenate([targets for _, _, targets in scored]),
+        part=", ".join(dict.fromkeys(told)),
+        probabilities=np.concatenate(probabilities),
+        targets=np.concatenate(targets),
+        patients=np.concatenate(patients),
+        by_all=all(len(members) == len(plan.runs) for members in together.values()),
     )
 
 
@@ -81,7 +89,11 @@ def _held_out_folds(plan: Export, folds: CrossValidation) -> HeldOut:
     told = ", ".join(sorted(mine, key=lambda part: int(part.removeprefix("fold-"))))
     name = plan.runs[0].manifest.dataset.name
     return HeldOut(
-        f"{told} of {name}, each by the fold that held it out", probabilities[rows], targets_of(table, plan.runs[0].labels)[rows]
+        part=f"{told} of {name}, each by the fold that held it out",
+        probabilities=probabilities[rows],
+        targets=targets_of(table, plan.runs[0].labels)[rows],
+        patients=np.array(table.column("patient_id").to_pylist(), dtype=str)[rows],
+        by_all=len(plan.runs) == 1,
     )
 
 
@@ -127,10 +139,11 @@ def dataset_of(run: Run, named: Dataset | None, *, instead: str) -> Dataset:
     return dataset
 
 
-def _score(dataset: Dataset, part: str, members: Sequence[tuple[Run, float]]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(N, K) weighted mean of the members' probabilities, and (N, K) targets; one model and one shard's pixels in memory at a time."""
+def _score(dataset: Dataset, part: str, members: Sequence[tuple[Run, float]]) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.str_]]:
+    """(N, K) weighted mean of the members' probabilities, targets, and (N,) patients; one model and one shard's pixels in memory."""
     target = "label" if dataset.labels.task == "multiclass" else "labels"
-    targets = np.concatenate([targets_of(table, dataset.labels) for table in dataset.tables(part, [target])])
+    known = dataset.read(part, [target, "patient_id"])
+    targets, patients = targets_of(known, dataset.labels), np.array(known.column("patient_id").to_pylist(), dtype=str)
     whole = math.fsum(weight for _, weight in members)
     mean = np.zeros((len(targets), len(dataset.labels)))
     for run, weight in members:
@@ -139,4 +152,4 @@ def _score(dataset: Dataset, part: str, members: Sequence[tuple[Run, float]]) ->
             images = pixels(table, dataset.preprocess.height, dataset.preprocess.width)
             mean[start : start + len(images)] += weight / whole * predict_probabilities(model, images, dataset.labels.task)
             start += len(images)
-    return mean.astype(np.float32), targets
+    return mean.astype(np.float32), targets, patients

@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass
 
 from cxr_ray import storage
 from cxr_ray.errors import RunError
+from cxr_ray.evaluation.settle import settle, wish
 from cxr_ray.training.export import plan_export, write_export
 from cxr_ray.training.gate import gate_for
+from cxr_ray.training.held_out import held_out
 from cxr_ray.training.progress import TrainProgress
 from cxr_ray.training.run import open_run
 from cxr_ray.training.trainer import train
@@ -95,11 +97,16 @@ def conclude(
 
 
 def _export(run: str, bundle: str, name: str) -> None:
+    """As ``cxr-ray export`` does by default: calibrated, with thresholds and a gate."""
     plan = plan_export([run], bundle, name=name, overwrite=storage.exists(bundle))
+    labels, found = plan.runs[0].labels, held_out(plan)
+    settled = settle(wish(labels), found.probabilities, found.targets, found.patients, labels, part=found.part, by_all=found.by_all)
+    gate, no_gate = None, ""
     try:
-        write_export(plan, gate=gate_for(plan))
+        gate = gate_for(plan)
     except RunError as error:  # too few images to fit a gate on: a bundle without one is a bundle still
-        write_export(plan, no_gate=error.message)
+        no_gate = error.message
+    write_export(plan, thresholds=settled.thresholds, origin=settled.origin, calibration=settled.calibration, gate=gate, no_gate=no_gate)
 
 
 def _retrain(

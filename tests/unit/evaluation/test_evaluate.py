@@ -114,7 +114,7 @@ def test_what_must_not_be_used_is_said_first(tmp_path: Path, dataset: Dataset) -
 
 def test_a_run_of_many_labels_says_that_a_half_was_used(tmp_path: Path, dataset: Dataset) -> None:
     trained_on = {dataset.manifest.fingerprint: ("fold-0", "fold-1")}
-    subject = Subject("run", build(0).eval(), FINDINGS, SPEC.fingerprint, trained_on)
+    subject = Subject("run", build(0).eval(), FINDINGS, SPEC, trained_on)
     metrics = evaluate(subject, dataset, str(tmp_path / "r"), resamples=10)
     (note,) = metrics["warnings"]
     assert "0.5" in note

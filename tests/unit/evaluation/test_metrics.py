@@ -50,11 +50,11 @@ def test_multiclass_equals_scikit_learn(seed: int) -> None:
 
 
 def test_weights_equal_scikit_learns_sample_weights() -> None:
-    from cxr_ray.evaluation.metrics import _Multiclass
+    from cxr_ray.evaluation.metrics import statistics
 
     probabilities, targets, _ = multiclass_case(9)
     weights = np.random.default_rng(1).integers(0, 4, len(targets)).astype(float)
-    got = _Multiclass(probabilities, np.eye(3)[targets])(weights[None])
+    got = statistics(probabilities, targets, THREE)(weights[None])
     expected = sk.roc_auc_score(targets == 1, probabilities[:, 1], sample_weight=weights)
     assert got["label_auroc"][0, 1] == pytest.approx(expected, abs=1e-12)
     expected = sk.average_precision_score(targets == 1, probabilities[:, 1], sample_weight=weights)

@@ -240,8 +240,8 @@ def test_thresholds_are_fitted_on_the_validation_part(tmp_path: Path, data: Data
     said, told = scores(run, data.split, "val"), truth(data.split, "val")
     for policy in ("f1", "youden", None):
         flags = ["--thresholds", policy] if policy else []
-        answer = ran(capsys, run, "--out", out, "--overwrite", *flags)
-        assert answer["thresholds"] == list(fit_thresholds(said, told, policy=policy or "f1"))  # type: ignore[arg-type]
+        answer = ran(capsys, run, "--out", out, "--overwrite", "--calibrate", "none", *flags)
+        assert answer["thresholds"] == list(fit_thresholds(said, told, policy=policy or "f1"))
         manifest = read_bundle(out).manifest
         assert list(manifest.thresholds or ()) == answer["thresholds"]
         origin = manifest.threshold_origin
@@ -250,7 +250,66 @@ def test_thresholds_are_fitted_on_the_validation_part(tmp_path: Path, data: Data
     assert f"| nodule | {answer['thresholds'][1]:.4f} |" in (tmp_path / "bundle" / "README.md").read_text()
     answer = ran(capsys, run, "--out", out, "--overwrite", "--thresholds", "fixed")
     assert answer["thresholds"] == [0.5, 0.5]
-    assert answer["threshold_origin"] == {"policy": "fixed", "part": None, "n": 0, "not_fitted": []}
+    assert answer["threshold_origin"] == {"policy": "fixed", "part": None, "n": 0, "not_fitted": [], "positive": None}
+
+
+def test_calibration_is_fitted_on_the_validation_part_before_the_thresholds(
+    tmp_path: Path, data: Data, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = make_run(tmp_path / "run", data.split), str(tmp_path / "bundle")
+    answer = ran(capsys, run, "--out", out)
+    calibration = read_bundle(out).manifest.calibration
+    assert calibration is not None
+    assert answer["calibration"]["method"] == calibration.method == "temperature", "too few images for isotonic regression"
+    assert (calibration.fitted_on, calibration.n, calibration.patients) == ("val of noise", 30, 30)
+    assert calibration.after.log_loss < calibration.before.log_loss, "random heads are too sure of themselves"
+    said, told = scores(run, data.split, "val"), truth(data.split, "val")
+    assert answer["thresholds"] == list(fit_thresholds(calibration.apply(said, "multilabel"), told, policy="f1"))
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert f"The probabilities are calibrated: {calibration.told()}" in card
+    assert f"| expected calibration error | {calibration.before.ece:.4f} | {calibration.after.ece:.4f} |" in card
+    images = pixels(data.split.read("test"), 16, 16)
+    np.testing.assert_allclose(
+        Predictor(read_bundle(out)).predict_checked(images)[0], calibration.apply(scores(run, data.split, "test"), "multilabel"), atol=1e-6
+    )
+    plain = ran(capsys, run, "--out", out, "--overwrite", "--calibrate", "none")
+    assert plain["calibration"] is None
+    assert plain["version"] != answer["version"]
+    assert "None (it was exported without a calibration)" in (tmp_path / "bundle" / "README.md").read_text()
+
+
+def test_the_mean_of_folds_is_not_calibrated_by_what_single_folds_say(
+    tmp_path: Path, data: Data, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folds = make_folds(tmp_path / "cv", data.folds)
+    assert ran(capsys, folds, "--out", str(tmp_path / "a"))["calibration"] is None
+    assert "less sure of itself" in (tmp_path / "a" / "README.md").read_text()
+    assert ran(capsys, folds, "--out", str(tmp_path / "b"), "--calibrate", "temperature")["calibration"]["n"] == 45
+    assert ran(capsys, folds, "--out", str(tmp_path / "c"), "--weights", "1,0,0")["calibration"]["n"] == 14
+
+
+def test_without_its_dataset_a_multiclass_model_is_exported_as_it_is(
+    tmp_path: Path, write_noise: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = write_noise(tmp_path / "whole", CLASSES, {"train": 20})
+    run = make_run(tmp_path / "run", whole)
+    assert ran(capsys, run, "--out", str(tmp_path / "a"), "--no-gate")["calibration"] is None
+    assert "no validation part" in (tmp_path / "a" / "README.md").read_text()
+    assert cli.run(["export", run, "--out", str(tmp_path / "b"), "--calibrate", "temperature"]) == 2
+    assert "--calibrate none" in capsys.readouterr().err
+
+
+def test_a_multiclass_model_may_call_one_label_at_a_cut(tmp_path: Path, data: Data, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = make_run(tmp_path / "run", data.classes), str(tmp_path / "bundle")
+    answer = ran(capsys, run, "--out", out, "--positive", "covid", "--thresholds", "sensitivity=1")
+    assert answer["thresholds"][1] is None
+    bundle = read_bundle(out)
+    predictor = Predictor(bundle)
+    said = predictor.predict_arrays(pixels(data.classes.read("val"), 16, 16))
+    called = [predictor.call(row).labels == ("covid",) for row in said]
+    assert called == [float(row[0]) >= answer["thresholds"][0] for row in said]
+    assert all(yes for yes, target in zip(called, truth(data.classes, "val"), strict=True) if target == 0)
+    assert "covid is called at or above its threshold" in (tmp_path / "bundle" / "README.md").read_text()
 
 
 def test_members_of_one_validation_part_are_scored_together(tmp_path: Path, data: Data) -> None:
@@ -315,8 +374,10 @@ def test_without_a_validation_part_there_is_nothing_to_fit(tmp_path: Path, write
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--thresholds", "f1"], "a multiclass model has no thresholds"),
-        (["--thresholds", "best"], "valid: f1, youden, fixed"),
+        (["--thresholds", "f1"], "with --positive LABEL"),
+        (["--thresholds", "best"], "valid: f1, youden, sensitivity=S"),
+        (["--positive", "flu"], "none of the model's labels: covid, normal"),
+        (["--calibrate", "best"], "valid: auto, temperature, isotonic, none"),
         (["--weights", "a,b"], "numbers with commas"),
         (["--weights", "1,2"], "2 weights for 1 runs"),
     ],
@@ -404,6 +465,6 @@ def test_without_its_data_a_bundle_has_no_gate_and_says_so(
     assert cli.run(["export", run, "--out", out, "--overwrite", "--data", data.classes.location]) == 2
     said = capsys.readouterr().err
     assert "the training was on" in said
-    assert "--no-gate" in said
+    assert "--calibrate none" in said
     assert ran(capsys, make_run(tmp_path / "few", data.classes), "--out", str(tmp_path / "b"))["gate"] is None
     assert "too few for an input gate" in (tmp_path / "b" / "README.md").read_text()
