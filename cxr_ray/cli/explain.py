@@ -26,7 +26,7 @@ def explain(
     images: Annotated[list[str], typer.Argument(help="Image files: PNG, JPEG or DICOM.")],
     out: Annotated[str, typer.Option(help="Folder to write: explain.json, and two PNGs an image.")],
     label: Annotated[str | None, typer.Option(help="Label to explain; default: of each image the most probable one.")] = None,
-    method: Annotated[str, typer.Option(help="gradcam, gradcam++ or eigencam.")] = "gradcam",
+    method: Annotated[str, typer.Option(help="gradcam, gradcam++, hirescam, eigencam or occlusion (slow).")] = "gradcam",
     json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -144,7 +144,7 @@ def evaluate(
     Raises:
         DatasetError: The part does not exist or is empty, or the data were preprocessed or labelled in another way.
     """
-    _check_fit(subject, dataset, split)
+    check_fit(subject, dataset, split)
     warnings = [*_warnings(subject, dataset, split), *notes]
     for warning in warnings:
         logger.warning(warning)
@@ -276,7 +276,8 @@ def write_predictions(
     storage.write_bytes(location, stream.getvalue())
 
 
-def _check_fit(subject: Subject, dataset: Dataset, split: str) -> None:
+def check_fit(subject: Subject, dataset: Dataset, split: str) -> None:
+    """Raise DatasetError where the part does not exist, or the data were preprocessed or labelled otherwise than the model expects."""
     if split not in dataset.partitions:
         raise DatasetError(f"{dataset.location} has no part {split!r}; it has {', '.join(dataset.partitions)}", hint="--split NAME")
     if dataset.labels != subject.labels:

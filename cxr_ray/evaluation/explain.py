@@ -1,4 +1,4 @@
-"""Where in an image a model sees what it calls: class activation maps of the feature map, through RNN and head.
+"""Where in an image a model sees what it calls: class activation maps of the feature map, through RNN and head; or occlusion.
 
 The feature map is computed once without gradients; what follows it (sequence, RNN, readout, head) is differentiated with respect to the
 map, so a frozen backbone makes no difference. The maps themselves are the package grad-cam's:
@@ -6,8 +6,10 @@ map, so a frozen backbone makes no difference. The maps themselves are the packa
 ========== ==========================================================================================================
 gradcam    channels weighted by the mean gradient of the label's logit (Selvaraju 2017)
 gradcam++  by the mean of the positive gradients, those that decide alone counted more (Chattopadhay 2018)
+hirescam   each element of the map by its own gradient (Draelos 2020): a pixel that the RNN reads otherwise counts otherwise
 eigencam   first principal component of the map, whatever the label (Muhammad 2020); its sign, which is arbitrary, is
            chosen here so that the map is hot where the network's response is strong
+occlusion  what covering a part of the image costs (:mod:`cxr_ray.evaluation.occlusion`); 170 forward passes
 ========== ==========================================================================================================
 
 A map is as coarse as the feature map and says where evidence stands, not why, nor whether it is right. Shapes: H x W pixels, h x w of
@@ -26,11 +28,12 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pytorch_grad_cam import EigenCAM, GradCAM, GradCAMPlusPlus
+from pytorch_grad_cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from cxr_ray.errors import ModelError
+from cxr_ray.evaluation.occlusion import occlusion
 from cxr_ray.models.classifier import Classifier
 from cxr_ray.models.ensemble import Ensemble
 from cxr_ray.models.inference import evaluating
@@ -64,7 +67,9 @@ class _OrientedEigenCAM(EigenCAM):
         return np.asarray(component_Bhw * np.where(agreement_B < 0, -1.0, 1.0)[:, None, None])
 
 
-METHODS: Final[dict[str, Any]] = {"gradcam": GradCAM, "gradcam++": GradCAMPlusPlus, "eigencam": _OrientedEigenCAM}
+_CAMS: Final[dict[str, Any]] = {"gradcam": GradCAM, "gradcam++": GradCAMPlusPlus, "hirescam": HiResCAM, "eigencam": _OrientedEigenCAM}
+OCCLUSION: Final = "occlusion"
+METHODS: Final = (*_CAMS, OCCLUSION)
 
 
 class _AfterMap(nn.Module):
@@ -83,13 +88,13 @@ def explain(
 ) -> Explanation:
     """Where ``model`` sees a label in an image. Safe to call from several threads; they wait for each other.
 
-    Of an ensemble the members' maps are averaged with their weights.
+    Of an ensemble the members' maps are averaged with their weights; occlusion asks the whole.
 
     Args:
         model: On any device; its mode and its weights are left as they were.
         image_HW: (H, W) uint8, preprocessed.
         label_index: 0 … K - 1. None: the label with the largest probability.
-        method: ``gradcam``, ``gradcam++`` or ``eigencam``.
+        method: One of :data:`METHODS`.
 
     Raises:
         ModelError: Unknown method, no such label, or an image of another size than the network's.
@@ -105,7 +110,9 @@ def explain(
         if label_index is None:
             with torch.no_grad():
                 label_index = int(model(image_1HW).argmax())
-        if isinstance(model, Ensemble):
+        if method == OCCLUSION:
+            coarse_hw: Any = occlusion(model, image_1HW, label_index)
+        elif isinstance(model, Ensemble):
             shares = model.log_weights.exp().tolist()
             maps = [_heat(member, image_1HW, label_index, method) for member in model.members]  # type: ignore[arg-type]
             coarse_hw = sum(share * cv2.resize(heat, maps[0].shape[::-1]) for share, heat in zip(shares, maps, strict=True))
@@ -149,7 +156,7 @@ def _heat(classifier: Classifier, image_1HW: Tensor, label: int, method: str) ->
         map_1CHW = classifier.feature_map(image_1HW)
     after = _AfterMap(classifier)
     with torch.backends.cudnn.flags(enabled=False):  # cuDNN's RNN has no backward pass in evaluation mode
-        heat_1hw = METHODS[method](after, [after.seam])(map_1CHW.requires_grad_(), [ClassifierOutputTarget(label)])
+        heat_1hw = _CAMS[method](after, [after.seam])(map_1CHW.requires_grad_(), [ClassifierOutputTarget(label)])
     return np.asarray(heat_1hw[0], dtype=np.float32)
 
 
