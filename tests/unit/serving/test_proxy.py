@@ -175,6 +175,45 @@ def test_asking_again_has_an_end(failure: int, path: str, asked: int) -> None:
     assert b"ActorDied" not in body
 
 
+@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("messages", [[], [{"type": "http.response.start", "status": 200, "headers": OURS}]], ids=["nothing", "half"])
+def test_no_answer_is_asked_again(messages: list[Message], raises: bool) -> None:
+    """Ray's proxy may end without a word, or after the start of an answer whose replica died."""
+    proxy = RayProxy(headers=OURS)
+
+    async def silent_at_first(scope: Message, receive: Any, send: Any) -> None:
+        if not proxy.messages:
+            proxy.messages.append(await receive())
+            for message in messages:
+                await send(message)
+            if raises:
+                raise RuntimeError
+            return
+        await proxy(scope, receive, send)
+
+    assert ask(silent_at_first, b"x")[::2] == (200, b"{}")  # type: ignore[arg-type]
+    assert len(proxy.messages) == 2
+
+
+def test_nobody_is_asked_for_a_client_that_left() -> None:
+    asked = []
+
+    async def disconnected(scope: Message, receive: Any, send: Any) -> None:
+        asked.append(await receive())
+        assert (await receive())["type"] == "http.disconnect"
+
+    queue = [{"type": "http.request", "body": b"x", "more_body": False}, {"type": "http.disconnect"}]
+
+    async def receive() -> Message:
+        return queue.pop(0)
+
+    async def send(message: Message) -> None:
+        raise AssertionError(message)
+
+    asyncio.run(ProxyGuard(disconnected)({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send))
+    assert len(asked) == 1
+
+
 def test_a_replicas_own_fault_is_not_asked_again() -> None:
     proxy = RayProxy(500, OURS, b"{}")
     assert ask(proxy, b"x")[0] == 500
