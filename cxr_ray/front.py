@@ -46,8 +46,6 @@ _SETTINGS: Mapping[str, str] = {
     "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
     # A client that sends nothing, or takes nothing of its answer, for so long is gone.
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "10",
-    # Above the replica's own limits (20 s for a body, 10 s to the answer), which refuse in words.
-    "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "40",
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
     # What an old process may finish after a change, and how long a port rests for its sake.
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "45",
@@ -57,7 +55,6 @@ _SETTINGS: Mapping[str, str] = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
 }
 _TIMEOUTS = {"http-request": 5, "http-keep-alive": 10, "queue": 10}
-_BODY_SECONDS = 20
 _REFUSALS = {
     400: ("bad-request", "the request is malformed"),
     408: ("too-slow", "the request did not arrive in time"),
@@ -76,11 +73,15 @@ class Front:
         host: Address to listen on. None: Ray's, which is where the replicas listen, too.
         certificate: PEM file of the certificate with its chain; with it TLS is spoken.
         key: PEM file of its private key.
+        body_seconds: From a request's head to the last byte of its body, as far as it is kept here.
+        answer_seconds: The longest silence of a replica: above its own limits, by which it refuses in words.
     """
 
     host: str | None = None
     certificate: str | None = None
     key: str | None = None
+    body_seconds: float = 20.0
+    answer_seconds: float = 40.0
 
 
 def in_use() -> bool:
@@ -167,7 +168,8 @@ def mend(rendered: str, front: Front, *, pem: str | None = None) -> str:
         if header == "global":
             lines = [line.replace("mode 666", "mode 600") for line in lines]
         elif header == "defaults":
-            lines = [line for line in lines if not line.startswith(("errorfile ", "timeout http-"))]
+            lines = [line for line in lines if not line.startswith(("errorfile ", "timeout http-", "timeout server"))]
+            lines += [f"timeout server {front.answer_seconds:g}s"]
             lines += [f"timeout {name} {seconds}s" for name, seconds in _TIMEOUTS.items()] + _own_answers()
         elif header == "frontend http_frontend":
             lines = _frontend(lines, front, pem)
@@ -211,7 +213,7 @@ def _frontend(lines: list[str], front: Front, pem: str | None) -> list[str]:
     rules = [
         f"http-request return status 431 {large_head} if {{ req.hdrs,length gt {_HEAD_BYTES} }}",
         f"http-request return status 404 {_NO_ROUTE} if {{ path -i -m beg /-/routes }}",
-        f"http-request wait-for-body time {_BODY_SECONDS}s if {{ req.body_size gt 0 }} or {{ req.hdr(transfer-encoding) -m found }}",
+        f"http-request wait-for-body time {front.body_seconds:g}s if {{ req.body_size gt 0 }} or {{ req.hdr(transfer-encoding) -m found }}",
         f"acl large req.body_size gt {BUFFER_BYTES - _HEAD_BYTES}",
         f"acl large req.body_len gt {BUFFER_BYTES - _HEAD_BYTES}",
     ]

@@ -30,7 +30,7 @@ _RAYS_OWN: Final = frozenset(
 _ROUTES: Final = "/-/routes"
 _REASONS: Final = {
     404: ("no-route", "there is no such route; /docs lists them"),
-    408: ("deadline", "no answer within the service's time limit; try again later"),
+    408: ("unavailable", "no answer within the service's time limit; try again later"),
     429: ("busy", "the service has more requests than it can hold; see Retry-After"),
     503: ("unavailable", "no replica can answer now; try again later"),
 }
@@ -110,7 +110,7 @@ class ProxyGuard:
             if answer.failure is None or answer.gone:
                 return
             ended = pause is None or time.monotonic() + pause > end
-            if ended or answer.failure.status not in _ASKED_AGAIN or scope["path"].startswith("/-/"):
+            if ended or not answer.again or scope["path"].startswith("/-/"):
                 await refuse(request_id, *answer.failure)(scope, receive, send)
                 return
             await asyncio.sleep(pause or 0.0)
@@ -126,7 +126,10 @@ class _Failure(NamedTuple):
 
 
 def _failure(status: int, headers: dict[str, str] | None = None) -> _Failure:
-    return _Failure(status, *_REASONS.get(status, ("internal", "a fault of the service; its log has this request_id")), headers or {})
+    reason, message = _REASONS.get(status, ("internal", "a fault of the service; its log has this request_id"))
+    if status == 408:  # Ray's word for its own lateness
+        status, headers = 503, {"Retry-After": "1"}
+    return _Failure(status, reason, message, headers or {})
 
 
 def _plain(name: bytes) -> bytes:
@@ -138,6 +141,7 @@ class _RaysAnswer:
 
     Attributes:
         failure: What to answer, as long as nothing has passed: Ray's error, or that there was none and no answer either.
+        again: Whether another replica may do better.
         gone: Whether the client has left.
     """
 
@@ -145,6 +149,7 @@ class _RaysAnswer:
         self._receive, self._send, self._request_id = receive, send, request_id
         self._start: Message | None = None
         self.failure: _Failure | None = _failure(500)
+        self.again = True
         self.gone = False
 
     async def receive(self) -> Message:
@@ -157,6 +162,7 @@ class _RaysAnswer:
         if message["type"] == "http.response.start":
             headers = Headers(raw=message.get("headers", []))
             if message["status"] >= 400 and "x-content-type-options" not in headers:  # the guard of a replica always sets it
+                self.again = message["status"] in _ASKED_AGAIN
                 self.failure = _failure(message["status"], {"Retry-After": headers["retry-after"]} if "retry-after" in headers else {})
                 return
             rest = [(name, value) for name, value in headers.raw if name.lower() != b"x-request-id"]
