@@ -169,7 +169,7 @@ def _of_forms(key: str) -> list[Attack]:
 def _of_heads(key: str) -> list[Attack]:
     return [
         Attack("head: 40 KB in one header", head(key, b"X-Padding: " + b"x" * 40_000, b"Content-Length: 0")),
-        Attack("head: 3,000 headers", head(key, *[b"X-Padding: x"] * 3000, b"Content-Length: 0")),
+        Attack("head: 3,000 headers", head(key, *[b"X-Padding: x"] * 3000, b"Content-Length: 0"), spoken=False),
         Attack("head: 100 KB in one header", head(key, b"X-Padding: " + b"x" * 100_000, b"Content-Length: 0"), spoken=False),
         Attack("head: 10,000 headers", head(key, *[b"X-Padding: x"] * 10_000, b"Content-Length: 0"), spoken=False),
         Attack("head: a query of 100 KB", post(key, b"", path=b"/v1/predict?x=" + b"x" * 100_000), spoken=False),

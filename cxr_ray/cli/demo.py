@@ -59,7 +59,7 @@ def demo(
                 continue  # the same arguments give the same bytes
             console.say(f"\n[bold]$ cxr-ray {shlex.join(arguments)}[/]")
             cli.run_inside(arguments)
-        from cxr_ray.serving.app import ask_once
+        from cxr_ray.serving.start import ask_once
 
         image = next(path for path in sorted(Path(xrays).rglob("*.png")) if path.stat().st_size > 1000)
         console.say(f"\n[bold]$ cxr-ray serve {bundle}[/]   (one question: {image.name})")

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import logging
 import os
 import re
-import signal
-import socket
-import threading
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -21,26 +14,24 @@ from prometheus_client.metrics_core import Metric
 from pydantic import Field, field_validator, model_validator
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
 from cxr_ray import storage
 from cxr_ray.bundle import CARD, MANIFEST, Bundle, read_bundle
 from cxr_ray.cpu import use_cores
-from cxr_ray.errors import ClusterError, ConfigError
+from cxr_ray.errors import ConfigError
 from cxr_ray.serving.answers import GatePolicy
 from cxr_ray.serving.audit import AuditLog
 from cxr_ray.serving.decoding import MEMORY_BYTES, DecodePool
 from cxr_ray.serving.edge import Face, build_api
 from cxr_ray.serving.engine import LocalEngine, Row
 from cxr_ray.serving.guard import EdgeLimits
-from cxr_ray.serving.keys import KEY_VARIABLE, SHA256, ApiKey, KeyRecord, KeyRing, obtain_key, read_keys
+from cxr_ray.serving.keys import KEY_VARIABLE, SHA256, KeyRecord, KeyRing, obtain_key, read_keys
 from cxr_ray.serving.metrics import Metrics
 from cxr_ray.serving.predictor import Predictor
 from cxr_ray.serving.schema import ModelInfo
 from cxr_ray.settings import Settings
-
-APPLICATION = "cxr-ray"
 
 
 class ServeSettings(Settings):
@@ -218,6 +209,10 @@ def build(args: ServeSettings) -> Application:
         ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,
+        graceful_shutdown_timeout_s=args.body_s + args.deadline_s + 5,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=5,
+        max_constructor_retry_count=3,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         user_config={"max_batch_size": args.max_batch_size, "batch_wait_ms": args.batch_wait_ms},
         logging_config=LoggingConfig(encoding="JSON", enable_access_log=False),
@@ -235,64 +230,3 @@ def _scaling(args: ServeSettings) -> dict[str, Any]:
             min_replicas=args.replicas, max_replicas=args.max_replicas, target_ongoing_requests=args.target_ongoing_requests
         )
     }
-
-
-@contextlib.contextmanager
-def running(settings: ServeSettings, *, host: str = "127.0.0.1", port: int = 8000) -> Iterator[str]:
-    """Serve within a block; yields the service's address once it answers.
-
-    Raises:
-        ClusterError: The port is taken, or the application did not come up.
-    """
-    port = port or _free_port(host)
-    _check_port(host, port)
-    application = build(settings)
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this process: its own three lines say less than ours
-    serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=LoggingConfig(enable_access_log=False))
-    try:
-        try:
-            serve.run(application, name=APPLICATION, route_prefix="/")
-        except RuntimeError as error:
-            raise ClusterError(
-                "the service did not come up; its log is in Ray's session folder", hint="the same command with --debug"
-            ) from error
-        yield f"http://{host}:{port}"
-    finally:
-        serve.shutdown()  # type: ignore[no-untyped-call]
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
-def _check_port(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ClusterError(
-                f"cannot listen on {host}:{port}: {error.strerror}", hint="--port another, or --port 0 for any free one"
-            ) from None
-
-
-def serve_until_stopped(settings: ServeSettings, *, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM; ``ready`` is called with the address once it answers."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    with running(settings, host=host, port=port) as url:
-        ready(url)
-        stop.wait()
-
-
-def ask_once(bundle: str, image: bytes) -> dict[str, Any]:
-    """Serve, send one image over HTTP, stop: what the demo shows."""
-    key = obtain_key() if KEY_VARIABLE not in os.environ else ApiKey(obtain_key().digest, os.environ[KEY_VARIABLE])
-    with running(ServeSettings(bundle=bundle, key_sha256=key.digest), port=0) as url:
-        headers = {"Authorization": f"Bearer {key.shown}", "Content-Type": "application/octet-stream"}
-        request = urllib.request.Request(f"{url}/v1/predict?gate=flag", data=image, headers=headers)
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return dict(json.load(response))

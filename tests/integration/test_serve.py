@@ -20,10 +20,11 @@ import pytest
 
 from cxr_ray.client import Client
 from cxr_ray.errors import BundleError, ClusterError, ConfigError, SourceError
-from cxr_ray.serving.app import ServeSettings, build, running
+from cxr_ray.serving.app import ServeSettings, build
 from cxr_ray.serving.keys import obtain_key
 from cxr_ray.serving.offline import predict_folder
 from cxr_ray.serving.predictor import Predictor
+from cxr_ray.serving.start import running
 
 KEY = "a-key-for-the-serve-tests"
 

@@ -1,0 +1,145 @@
+"""The service on this machine: started, told of, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import ssl
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import HTTPOptions
+from ray.serve.schema import LoggingConfig
+
+from cxr_ray import front
+from cxr_ray.errors import ClusterError, ConfigError
+from cxr_ray.serving.app import ServeSettings, build
+from cxr_ray.serving.keys import KEY_VARIABLE, ApiKey, obtain_key
+
+APPLICATION = "cxr-ray"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the service listens.
+
+    Args:
+        host: Address; anything but loopback is a decision to expose the service.
+        port: 0 for any free one.
+        certificate: PEM file of the certificate with its chain; with it TLS is spoken.
+        key: PEM file of its private key, which nobody else may read.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    certificate: str | None = None
+    key: str | None = None
+
+    def check(self) -> None:
+        """Find out now what would otherwise be found out in another process.
+
+        Raises:
+            ConfigError: Certificate and key are no pair, or others may read the key.
+        """
+        if self.certificate is None and self.key is None:
+            return
+        if self.certificate is None or self.key is None:
+            raise ConfigError(["--tls-cert and --tls-key belong together"], where="serve")
+        try:
+            if Path(self.key).stat().st_mode & 0o077:
+                raise ConfigError([f"{self.key} can be read by others: chmod 600 {self.key}"], where="serve")
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(self.certificate, self.key, password="")
+        except OSError as error:  # ssl.SSLError is one
+            fault = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+            raise ConfigError([f"{self.certificate} and {self.key} are no certificate and its key: {fault}"], where="serve") from None
+
+
+@contextlib.contextmanager
+def running(settings: ServeSettings, *, place: Place | None = None, host: str = "127.0.0.1", port: int = 8000) -> Iterator[str]:
+    """Serve within a block; yields the service's address once it answers.
+
+    Raises:
+        ClusterError: The port is taken, or the application did not come up.
+    """
+    place = place or Place(host, port)
+    place.check()
+    place = replace(place, port=place.port or _free_port(place.host))
+    _check_port(place.host, place.port)
+    application = build(settings)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this process: its own three lines say less than ours
+    serve.start(http_options=_http_options(place, settings), logging_config=LoggingConfig(enable_access_log=False))
+    try:
+        deploy(application)
+        yield f"{'https' if place.certificate else 'http'}://{place.host}:{place.port}"
+    finally:
+        serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def deploy(application: Application) -> None:
+    """Run ``application`` as the service; one that runs is replaced replica by replica, while the others answer.
+
+    Raises:
+        ClusterError: It did not come up. What ran before goes on, but for the replica that was to be replaced first.
+    """
+    try:
+        serve.run(application, name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        raise ClusterError(
+            "the service did not come up; its log is in Ray's session folder", hint="the same command with --debug"
+        ) from error
+
+
+def _http_options(place: Place, settings: ServeSettings) -> HTTPOptions:
+    common = HTTPOptions(host=place.host, port=place.port, keep_alive_timeout_s=10, request_timeout_s=settings.deadline_s + 5)
+    if not front.in_use():
+        return common.model_copy(update={"ssl_certfile": place.certificate, "ssl_keyfile": place.key})
+    most = settings.body_s + settings.deadline_s + 10
+    front.show(front.Front(place.host, place.certificate, place.key, body_seconds=settings.body_s, answer_seconds=most))
+    return common.model_copy(update={"host": "127.0.0.1"})  # of the replicas, too: HAProxy alone is seen
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ClusterError(
+                f"cannot listen on {host}:{port}: {error.strerror}", hint="--port another, or --port 0 for any free one"
+            ) from None
+
+
+def serve_until_stopped(settings: ServeSettings, *, place: Place, ready: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; ``ready`` is called with the address once it answers."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with running(settings, place=place) as url:
+        ready(url)
+        stop.wait()
+
+
+def ask_once(bundle: str, image: bytes) -> dict[str, Any]:
+    """Serve, send one image over HTTP, stop: what the demo shows."""
+    key = obtain_key() if KEY_VARIABLE not in os.environ else ApiKey(obtain_key().digest, os.environ[KEY_VARIABLE])
+    with running(ServeSettings(bundle=bundle, key_sha256=key.digest), port=0) as url:
+        headers = {"Authorization": f"Bearer {key.shown}", "Content-Type": "application/octet-stream"}
+        request = urllib.request.Request(f"{url}/v1/predict?gate=flag", data=image, headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return dict(json.load(response))
