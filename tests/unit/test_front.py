@@ -79,6 +79,14 @@ def test_large_bodies_go_through_the_proxy_that_keeps_them(rendered: Path) -> No
     assert lines(text, "use_backend ")[0] == "use_backend http-cxr-ray-whole if is_http-cxr-ray large"
 
 
+def test_a_body_has_the_limit_of_the_service(rendered: Path) -> None:
+    from cxr_ray.serving.bodies import FORM_OVERHEAD
+    from cxr_ray.serving.guard import EdgeLimits
+
+    (rule,) = lines(mend(rendered.read_text(), Front()), "http-request return status 413")
+    assert rule.endswith(f"req.body_size gt {EdgeLimits().body_bytes + FORM_OVERHEAD} }}")
+
+
 def test_refusals_are_those_of_the_service(rendered: Path) -> None:
     from cxr_ray.serving.schema import Refusal
 
