@@ -184,10 +184,16 @@ class Storms:
         return {"requests": len(answers), "lost": lost(answers)}
 
     async def _kill_proxy(self, _: float) -> dict[str, Any]:
-        answers = await self._blow("haproxy.cfg" if front.in_use() else "ray::ProxyActor")
-        dead = [when for when, _, status in answers if status != "200"]
-        alive = [when for when, _, status in answers if status == "200" and dead and when > dead[-1]]
-        return {"lost": len(dead), "seconds": round(alive[0] - dead[0], 2) if alive else None}
+        async with asking(self._port, self._body, CALM_CLIENTS) as answers:
+            await asyncio.sleep(1)
+            begin = time.monotonic()
+            os.kill(process("haproxy.cfg" if front.in_use() else "ray::ProxyActor"), signal.SIGKILL)
+            alive = None
+            while alive is None and time.monotonic() < begin + 60:
+                await asyncio.sleep(0.1)
+                dead = [when for when, _, status in answers if when > begin and status != "200"]
+                alive = next((when for when, _, status in answers if dead and when > dead[0] and status == "200"), None)
+        return {"lost": lost(answers), "seconds": round(alive - begin, 2) if alive else None}
 
     async def _roll(self, base: float) -> dict[str, Any]:
         async with asking(self._port, self._body, CALM_CLIENTS) as answers:

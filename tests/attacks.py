@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -78,8 +79,9 @@ def send(port: int, data: bytes) -> Reply:
     with socket.create_connection(("127.0.0.1", port), timeout=_WAIT_SECONDS) as client:
         left = memoryview(data)
         try:
-            while left and not select.select([client], [], [], 0)[0]:
-                left = left[client.send(left[: 2**16]) :]
+            with contextlib.suppress(ConnectionError):  # what was answered before can still be read
+                while left and not select.select([client], [], [], 0)[0]:
+                    left = left[client.send(left[: 2**16]) :]
             answer = http.client.HTTPResponse(client)
             answer.begin()
             body = answer.read()
@@ -167,7 +169,7 @@ def _of_forms(key: str) -> list[Attack]:
 def _of_heads(key: str) -> list[Attack]:
     return [
         Attack("head: 40 KB in one header", head(key, b"X-Padding: " + b"x" * 40_000, b"Content-Length: 0")),
-        Attack("head: 3,000 headers", head(key, *[b"X-Padding: x"] * 3000, b"Content-Length: 0")),
+        Attack("head: 3,000 headers", head(key, *[b"X-Padding: x"] * 3000, b"Content-Length: 0"), spoken=False),
         Attack("head: 100 KB in one header", head(key, b"X-Padding: " + b"x" * 100_000, b"Content-Length: 0"), spoken=False),
         Attack("head: 10,000 headers", head(key, *[b"X-Padding: x"] * 10_000, b"Content-Length: 0"), spoken=False),
         Attack("head: a query of 100 KB", post(key, b"", path=b"/v1/predict?x=" + b"x" * 100_000), spoken=False),

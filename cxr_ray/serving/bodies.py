@@ -79,11 +79,11 @@ async def read_body(
         memory: What the body is taken from, for the caller to release once it is done with it.
 
     Raises:
-        BodyRefused: 431 ``large-head``, 413 ``too-large``, 408 ``too-slow`` or 429 ``busy``.
+        BodyRefused: 431 or 413 ``too-large``, 408 ``too-slow`` or 429 ``busy``.
         ClientGone: The client left.
     """
     if sum(len(name) + len(value) for name, value in headers.raw) > _HEAD_BYTES:
-        raise BodyRefused(431, "large-head", f"the headers are larger than {_HEAD_BYTES // 1024} KiB")
+        raise BodyRefused(431, "too-large", "the head of the request is too large")
     length = headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit()) or int(length) > most_bytes:
         raise _too_large(most_bytes)

@@ -9,6 +9,7 @@ proxy and, behind HAProxy (``cxr_ray.front``), of each replica (``cxr_ray.cluste
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Final, NamedTuple
 
@@ -20,6 +21,8 @@ from cxr_ray.serving import heads
 from cxr_ray.serving.bodies import FORM_OVERHEAD, BodyRefused, ClientGone, Memory, read_body, replay
 from cxr_ray.serving.guard import EdgeLimits, refuse, request_id_of
 
+logger = logging.getLogger(__name__)
+
 _RAYS_OWN: Final = frozenset(
     {b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-request-id", b"serve-multiplexed-model-id", b"x-session-id"}
 )
@@ -27,7 +30,7 @@ _RAYS_OWN: Final = frozenset(
 _ROUTES: Final = "/-/routes"
 _REASONS: Final = {
     404: ("no-route", "there is no such route; /docs lists them"),
-    408: ("deadline", "no answer within the service's time limit; try again later"),
+    408: ("unavailable", "no answer within the service's time limit; try again later"),
     429: ("busy", "the service has more requests than it can hold; see Retry-After"),
     503: ("unavailable", "no replica can answer now; try again later"),
 }
@@ -97,12 +100,17 @@ class ProxyGuard:
         """Ask Ray, again if it failed for want of a replica: answers depend on the request alone, so that asking twice does no harm."""
         end = time.monotonic() + self.limits.deadline_seconds
         for pause in (*_PAUSES, None):
-            answer = _RaysAnswer(send, request_id)
-            await self.app({**scope, "headers": list(scope["headers"])}, replay(body, receive), answer)
-            if answer.failure is None:
+            answer = _RaysAnswer(receive, send, request_id)
+            try:
+                await self.app({**scope, "headers": list(scope["headers"])}, replay(body, answer.receive), answer)
+            except Exception as error:
+                if answer.failure is None:
+                    raise
+                logger.error("request %s: Ray's own %s", request_id, type(error).__name__)
+            if answer.failure is None or answer.gone:
                 return
             ended = pause is None or time.monotonic() + pause > end
-            if ended or answer.failure.status not in _ASKED_AGAIN or scope["path"].startswith("/-/"):
+            if ended or not answer.again or scope["path"].startswith("/-/"):
                 await refuse(request_id, *answer.failure)(scope, receive, send)
                 return
             await asyncio.sleep(pause or 0.0)
@@ -117,25 +125,51 @@ class _Failure(NamedTuple):
     headers: dict[str, str]
 
 
+def _failure(status: int, headers: dict[str, str] | None = None) -> _Failure:
+    reason, message = _REASONS.get(status, ("internal", "a fault of the service; its log has this request_id"))
+    if status == 408:  # Ray's word for its own lateness
+        status, headers = 503, {"Retry-After": "1"}
+    return _Failure(status, reason, message, headers or {})
+
+
 def _plain(name: bytes) -> bytes:
     return name.lower().replace(b"_", b"-")
 
 
 class _RaysAnswer:
-    """A ``send`` that lets a replica's answers pass, with one request id, and keeps Ray's own errors back as ``failure``."""
+    """A ``send`` that lets a replica's answers pass, with one request id, and keeps Ray's own errors back.
 
-    def __init__(self, send: Send, request_id: str) -> None:
-        self._send, self._request_id = send, request_id
-        self.failure: _Failure | None = None
+    Attributes:
+        failure: What to answer, as long as nothing has passed: Ray's error, or that there was none and no answer either.
+        again: Whether another replica may do better.
+        gone: Whether the client has left.
+    """
+
+    def __init__(self, receive: Receive, send: Send, request_id: str) -> None:
+        self._receive, self._send, self._request_id = receive, send, request_id
+        self._start: Message | None = None
+        self.failure: _Failure | None = _failure(500)
+        self.again = True
+        self.gone = False
+
+    async def receive(self) -> Message:
+        """What the connection says after the body."""
+        message = await self._receive()
+        self.gone |= message["type"] == "http.disconnect"
+        return message
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = Headers(raw=message.get("headers", []))
             if message["status"] >= 400 and "x-content-type-options" not in headers:  # the guard of a replica always sets it
-                reason, text = _REASONS.get(message["status"], ("internal", "a fault of the service; its log has this request_id"))
-                after = {"Retry-After": headers["retry-after"]} if "retry-after" in headers else {}
-                self.failure = _Failure(message["status"], reason, text, after)
+                self.again = message["status"] in _ASKED_AGAIN
+                self.failure = _failure(message["status"], {"Retry-After": headers["retry-after"]} if "retry-after" in headers else {})
+                return
             rest = [(name, value) for name, value in headers.raw if name.lower() != b"x-request-id"]
-            message = {**message, "headers": [*rest, (b"x-request-id", self._request_id.encode())]}
-        if self.failure is None:
+            self._start = {**message, "headers": [*rest, (b"x-request-id", self._request_id.encode())]}
+        elif self._start is not None:  # the first of a body: a replica may have died in between
+            self.failure, start, self._start = None, self._start, None
+            await self._send(start)
+            await self._send(message)
+        elif self.failure is None:
             await self._send(message)

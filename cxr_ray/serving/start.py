@@ -75,7 +75,7 @@ def running(settings: ServeSettings, *, place: Place | None = None, host: str = 
     _check_port(place.host, place.port)
     settings = checked(settings)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this process: its own three lines say less than ours
-    serve.start(http_options=_http_options(place), logging_config=LoggingConfig(enable_access_log=False))
+    serve.start(http_options=_http_options(place, settings), logging_config=LoggingConfig(enable_access_log=False))
     try:
         deploy(settings)
         yield f"{'https' if place.certificate else 'http'}://{place.host}:{place.port}"
@@ -83,11 +83,13 @@ def running(settings: ServeSettings, *, place: Place | None = None, host: str = 
         serve.shutdown()  # type: ignore[no-untyped-call]
 
 
-def _http_options(place: Place) -> HTTPOptions:
+def _http_options(place: Place, settings: ServeSettings) -> HTTPOptions:
+    common = HTTPOptions(host=place.host, port=place.port, keep_alive_timeout_s=10, request_timeout_s=settings.deadline_s + 5)
     if not front.in_use():
-        return HTTPOptions(host=place.host, port=place.port, keep_alive_timeout_s=10, ssl_certfile=place.certificate, ssl_keyfile=place.key)
-    front.show(front.Front(place.host, place.certificate, place.key))
-    return HTTPOptions(host="127.0.0.1", port=place.port, keep_alive_timeout_s=10)  # of the replicas, too: HAProxy alone is seen
+        return common.model_copy(update={"ssl_certfile": place.certificate, "ssl_keyfile": place.key})
+    most = settings.body_s + settings.deadline_s + 10
+    front.show(front.Front(place.host, place.certificate, place.key, body_seconds=settings.body_s, answer_seconds=most))
+    return common.model_copy(update={"host": "127.0.0.1"})  # of the replicas, too: HAProxy alone is seen
 
 
 def _free_port(host: str) -> int:

@@ -59,7 +59,7 @@ class Clients:
                 connection.request("POST", "/v1/predict", body, HEADERS)
                 answer = connection.getresponse()
                 told = json.loads(answer.read())
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 self.answers[type(error).__name__] += 1
                 connection.close()
                 self._ended.wait(0.1)
@@ -220,7 +220,7 @@ def test_behind_rays_own_proxy(bundle: Any, key_pair: tuple[Path, Path], trustin
     command += ["--front", "ray", "--tls-cert", str(key_pair[0]), "--tls-key", str(key_pair[1])]
     given = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CXR_"))} | {"CXR_RAY_API_KEY": KEY}
     with (tmp_path / "stderr").open("w") as log, contextlib.ExitStack() as stack:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=given)
+        process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=given))
         try:
             assert process.stdout is not None
             port = int(json.loads(process.stdout.readline())["url"].rpartition(":")[2])

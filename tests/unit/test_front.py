@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -32,7 +33,6 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
         server_state_base=str(folder),
         server_state_file=str(folder / "server-state"),
         metrics_enabled=True,
-        timeout_server_s=40,
     )
     api = HAProxyApi(cfg=config, config_file_path=str(folder / "haproxy.cfg"))
     replicas = [ServerConfig(f"replica-{port}", "127.0.0.1", port) for port in (30000, 30001)]
@@ -79,6 +79,14 @@ def test_large_bodies_go_through_the_proxy_that_keeps_them(rendered: Path) -> No
     assert lines(text, "use_backend ")[0] == "use_backend http-cxr-ray-whole if is_http-cxr-ray large"
 
 
+def test_a_body_has_the_limit_of_the_service(rendered: Path) -> None:
+    from cxr_ray.serving.bodies import FORM_OVERHEAD
+    from cxr_ray.serving.guard import EdgeLimits
+
+    (rule,) = lines(mend(rendered.read_text(), Front()), "http-request return status 413")
+    assert rule.endswith(f"req.body_size gt {EdgeLimits().body_bytes + FORM_OVERHEAD} }}")
+
+
 def test_refusals_are_those_of_the_service(rendered: Path) -> None:
     from cxr_ray.serving.schema import Refusal
 
@@ -93,7 +101,7 @@ def test_haproxy_reads_it(rendered: Path, tls: bool, key_pair: tuple[Path, Path]
     """The program that Ray starts: it mends the file, and becomes HAProxy, which here only checks it."""
     certificate, key = key_pair
     shown = Front(certificate=str(certificate), key=str(key)) if tls else Front()
-    (rendered.parent.parent / front.FILE).write_text(json.dumps({"host": None, "certificate": shown.certificate, "key": shown.key}))
+    (rendered.parent.parent / front.FILE).write_text(json.dumps(dataclasses.asdict(shown)))
     before = rendered.read_text()
     try:
         given = {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE_HAPROXY")}

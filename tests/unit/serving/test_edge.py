@@ -191,7 +191,7 @@ def test_readiness_follows_the_engine(serve_face: Callable[..., TestClient], fak
 @pytest.mark.parametrize("headers", [{"X-Padding": "x" * 2**15}, {f"X-Padding-{number}": "x" for number in range(3000)}])
 def test_a_large_head_is_refused(client: TestClient, headers: dict[str, str]) -> None:
     answer = client.get("/v1/model", headers={**BEARER, **headers})
-    assert (answer.status_code, answer.json()["reason"]) == (431, "large-head")
+    assert (answer.status_code, answer.json()["reason"]) == (431, "too-large")
 
 
 def test_wrong_methods_and_routes_are_json_too(client: TestClient) -> None:
