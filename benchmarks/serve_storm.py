@@ -122,13 +122,14 @@ def family() -> list[Path]:
     return [Path("/proc") / str(number) for number in parents if number != os.getpid() and ours(number)]
 
 
-def process(kind: str) -> int:
-    """Number of a process of ours whose command line holds ``kind``."""
+def processes(kind: str) -> list[int]:
+    """Numbers of our processes whose command line holds ``kind``."""
+    found = []
     for entry in family():
         with contextlib.suppress(OSError):
             if kind in (entry / "cmdline").read_text():
-                return int(entry.name)
-    raise LookupError(kind)
+                found.append(int(entry.name))
+    return found
 
 
 def megabytes() -> float:
@@ -171,7 +172,7 @@ class Storms:
     async def _blow(self, kind: str) -> Answers:
         async with asking(self._port, self._body, CALM_CLIENTS) as answers:
             await asyncio.sleep(1)
-            os.kill(process(kind), signal.SIGKILL)
+            os.kill(processes(kind)[0], signal.SIGKILL)
             await asyncio.sleep(self._calm + 10)
         return answers
 
@@ -187,7 +188,8 @@ class Storms:
         async with asking(self._port, self._body, CALM_CLIENTS) as answers:
             await asyncio.sleep(1)
             begin = time.monotonic()
-            os.kill(process("haproxy.cfg" if front.in_use() else "ray::ProxyActor"), signal.SIGKILL)
+            for number in processes("haproxy.cfg" if front.in_use() else "ray::ProxyActor"):
+                os.kill(number, signal.SIGKILL)
             alive = None
             while alive is None and time.monotonic() < begin + 60:
                 await asyncio.sleep(0.1)
