@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cxr_ray import front
 from cxr_ray.errors import ClusterError
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ RAY_ENVIRONMENT: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # What stands before Serve's HTTP proxy: limits that Ray has not (cxr_ray.serving.proxy).
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cxr_ray.serving.proxy:middlewares",
+    # A front that died is found out after three probes: back in seconds, not in half a minute.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
     # Two lines an execution on the user's terminal, and a warning that bars are off; errors still come through.
     "RAY_DATA_LOG_LEVEL": "ERROR",
     # Ray reads the mode once, when it is first imported; unset, servers demand tokens that clients do not send.
@@ -98,6 +102,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, object_s
             ) from error
         return
     _make_token_private()
+    front.prepare()
     ray.init(
         address="local",
         num_cpus=num_cpus or max(LEAST_LOGICAL_CPUS, os.cpu_count() or 1),

@@ -46,7 +46,13 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on; anything but loopback is a decision to expose the service.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    tls_cert: Annotated[str | None, typer.Option(help="PEM file of a certificate with its chain; the service then speaks TLS.")] = None,
+    tls_key: Annotated[str | None, typer.Option(help="PEM file of its private key, which only you may read.")] = None,
+    front: Annotated[
+        str,
+        typer.Option(help="Before the replicas of a cluster started here: haproxy, ray (its own proxy), or auto (HAProxy if there)."),
+    ] = "auto",
     replicas: Annotated[int, typer.Option(min=1, help="Copies of the model.")] = 1,
     model: Annotated[
         list[str] | None,
@@ -69,10 +75,11 @@ def serve(
     Example: cxr-ray serve bundle --port 8000
     """
     from cxr_ray.cluster import connected
+    from cxr_ray.front import choose
     from cxr_ray.serving.app import ServeSettings
     from cxr_ray.serving.audit import OFF, STDOUT
     from cxr_ray.serving.keys import obtain_key
-    from cxr_ray.serving.start import serve_until_stopped
+    from cxr_ray.serving.start import Place, serve_until_stopped
     from cxr_ray.settings import parse_settings
     from cxr_ray.storage import absolute
 
@@ -87,8 +94,11 @@ def serve(
     }
     settings = parse_settings(ServeSettings, given, where="serve")
     settings.key_ring()
+    place = Place(host, port, tls_cert, tls_key)
+    place.check()
+    choose(front)
     with connected(address):
-        serve_until_stopped(settings, host=host, port=port, ready=lambda url: _announce(url, key.shown if key else None))
+        serve_until_stopped(settings, place=place, ready=lambda url: _announce(url, key.shown if key else None))
 
 
 def _named(models: list[str]) -> dict[str, str]:

@@ -298,6 +298,10 @@ def build(given: Mapping[str, Any]) -> Application:
         ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,
+        graceful_shutdown_timeout_s=args.body_s + args.deadline_s + 5,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=5,
+        max_constructor_retry_count=3,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         max_constructor_retry_count=3,  # a bundle that fails its first health check will fail the next ones too
         user_config=user_config(args),

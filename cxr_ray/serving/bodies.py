@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -26,18 +26,47 @@ class BodyRefused(Exception):
         status: HTTP status.
         reason: Stable code.
         message: For a person.
+        headers: Of the answer.
     """
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
+    def __init__(self, status: int, reason: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status, self.reason, self.message = status, reason, message
+        self.headers = {**(headers or {}), "Connection": "close"}  # what is left of the body is not read
 
 
 class ClientGone(Exception):
     """The client closed the connection before its body was complete; nobody is left to answer."""
 
 
-async def read_body(receive: Receive, headers: Headers, *, most_bytes: int, seconds: float) -> bytes:
+class Memory:
+    """What the bodies that one process holds may take together.
+
+    Args:
+        most_bytes: Beyond, a body is refused as ``busy``.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._free = most_bytes
+
+    def take(self, count: int) -> None:
+        """Hold ``count`` more bytes.
+
+        Raises:
+            BodyRefused: 429; nothing was taken.
+        """
+        if count > self._free:
+            raise BodyRefused(429, "busy", "the service has more requests than it can hold; see Retry-After", {"Retry-After": "1"})
+        self._free -= count
+
+    def release(self, count: int) -> None:
+        """Hold ``count`` fewer."""
+        self._free += count
+
+
+async def read_body(
+    receive: Receive, headers: Headers, *, most_bytes: int, seconds: float, pause: float = 10.0, memory: Memory | None = None
+) -> bytes:
     """The whole body of an ASGI request.
 
     Args:
@@ -45,28 +74,39 @@ async def read_body(receive: Receive, headers: Headers, *, most_bytes: int, seco
         headers: Of the request; a ``Content-Length`` above the limit is refused before a byte is read.
         most_bytes: Largest body.
         seconds: From now to the body's last byte.
+        pause: The longest wait for a part of it.
+        memory: What the body is taken from, for the caller to release once it is done with it.
 
     Raises:
-        BodyRefused: 413 ``too-large`` or 408 ``too-slow``.
+        BodyRefused: 413 ``too-large``, 408 ``too-slow`` or 429 ``busy``.
         ClientGone: The client left.
     """
     length = headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit()) or int(length) > most_bytes:
         raise _too_large(most_bytes)
+    memory = memory or Memory(most_bytes)
     body = bytearray()
+    clock = asyncio.get_running_loop().time
+    end = clock() + seconds
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout_at(end) as limit:
             while True:
+                limit.reschedule(min(end, clock() + pause))
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ClientGone
-                body += message.get("body", b"")
-                if len(body) > most_bytes:
+                part = message.get("body", b"")
+                if len(body) + len(part) > most_bytes:
                     raise _too_large(most_bytes)
+                memory.take(len(part))
+                body += part
                 if not message.get("more_body", False):
                     return bytes(body)
-    except TimeoutError:
-        raise BodyRefused(408, "too-slow", f"the body did not arrive within {seconds:g} s") from None
+    except BaseException as error:
+        memory.release(len(body))
+        if isinstance(error, TimeoutError):
+            raise BodyRefused(408, "too-slow", f"the body did not arrive within {seconds:g} s, or paused for {pause:g} s") from None
+        raise
 
 
 def _too_large(most_bytes: int) -> BodyRefused:

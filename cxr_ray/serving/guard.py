@@ -36,12 +36,16 @@ class EdgeLimits:
     Args:
         body_bytes: Of all its images together.
         body_seconds: From the head of the request to the last byte of its body.
-        deadline_seconds: From there to the answer.
+        pause_seconds: The longest wait for a part of the body.
+        deadline_seconds: From its last byte to the answer.
+        memory_bytes: Of the bodies that are read and held at once before they reach a replica, in one process.
     """
 
     body_bytes: int = 20 * 2**20
     body_seconds: float = 20.0
+    pause_seconds: float = 10.0
     deadline_seconds: float = 10.0
+    memory_bytes: int = 512 * 2**20
 
 
 def refuse(request_id: str, status: int, reason: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -118,10 +122,9 @@ class Guard:
                 return
         try:
             most = self.limits.body_bytes + FORM_OVERHEAD
-            body = await read_body(receive, headers, most_bytes=most, seconds=self.limits.body_seconds)
+            body = await read_body(receive, headers, most_bytes=most, seconds=self.limits.body_seconds, pause=self.limits.pause_seconds)
         except BodyRefused as error:
-            closing = {"Connection": "close"}  # what is left of the body is not read
-            await refuse(facts.request_id, error.status, error.reason, error.message, closing)(scope, receive, send)
+            await refuse(facts.request_id, error.status, error.reason, error.message, error.headers)(scope, receive, send)
             return
         await self.app(scope, replay(body, receive), send)
 

@@ -8,38 +8,88 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
-from cxr_ray.errors import ClusterError
+from cxr_ray import front
+from cxr_ray.errors import ClusterError, ConfigError
 from cxr_ray.serving.app import ServeSettings, checked
 from cxr_ray.serving.deployed import deploy
 from cxr_ray.serving.keys import KEY_VARIABLE, ApiKey, obtain_key
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the service listens.
+
+    Args:
+        host: Address; anything but loopback is a decision to expose the service.
+        port: 0 for any free one.
+        certificate: PEM file of the certificate with its chain; with it TLS is spoken.
+        key: PEM file of its private key, which nobody else may read.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    certificate: str | None = None
+    key: str | None = None
+
+    def check(self) -> None:
+        """Find out now what would otherwise be found out in another process.
+
+        Raises:
+            ConfigError: Certificate and key are no pair, or others may read the key.
+        """
+        if self.certificate is None and self.key is None:
+            return
+        if self.certificate is None or self.key is None:
+            raise ConfigError(["--tls-cert and --tls-key belong together"], where="serve")
+        try:
+            if Path(self.key).stat().st_mode & 0o077:
+                raise ConfigError([f"{self.key} can be read by others: chmod 600 {self.key}"], where="serve")
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(self.certificate, self.key, password="")
+        except OSError as error:  # ssl.SSLError is one
+            fault = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+            raise ConfigError([f"{self.certificate} and {self.key} are no certificate and its key: {fault}"], where="serve") from None
+
+
 @contextlib.contextmanager
-def running(settings: ServeSettings, *, host: str = "127.0.0.1", port: int = 8000) -> Iterator[str]:
+def running(settings: ServeSettings, *, place: Place | None = None, host: str = "127.0.0.1", port: int = 8000) -> Iterator[str]:
     """Serve within a block; yields the service's address once it answers.
 
     Raises:
         ClusterError: The port is taken, or the application did not come up.
     """
-    port = port or _free_port(host)
-    _check_port(host, port)
+    place = place or Place(host, port)
+    place.check()
+    place = replace(place, port=place.port or _free_port(place.host))
+    _check_port(place.host, place.port)
     settings = checked(settings)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this process: its own three lines say less than ours
-    serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=LoggingConfig(enable_access_log=False))
+    serve.start(http_options=_http_options(place, settings), logging_config=LoggingConfig(enable_access_log=False))
     try:
         deploy(settings)
-        yield f"http://{host}:{port}"
+        yield f"{'https' if place.certificate else 'http'}://{place.host}:{place.port}"
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _http_options(place: Place, settings: ServeSettings) -> HTTPOptions:
+    common = HTTPOptions(host=place.host, port=place.port, keep_alive_timeout_s=10, request_timeout_s=settings.deadline_s + 5)
+    if not front.in_use():
+        return common.model_copy(update={"ssl_certfile": place.certificate, "ssl_keyfile": place.key})
+    most = settings.body_s + settings.deadline_s + 10
+    front.show(front.Front(place.host, place.certificate, place.key, body_seconds=settings.body_s, answer_seconds=most))
+    return common.model_copy(update={"host": "127.0.0.1"})  # of the replicas, too: HAProxy alone is seen
 
 
 def _free_port(host: str) -> int:
@@ -59,12 +109,12 @@ def _check_port(host: str, port: int) -> None:
             ) from None
 
 
-def serve_until_stopped(settings: ServeSettings, *, host: str, port: int, ready: Callable[[str], None]) -> None:
+def serve_until_stopped(settings: ServeSettings, *, place: Place, ready: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; ``ready`` is called with the address once it answers."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with running(settings, host=host, port=port) as url:
+    with running(settings, place=place) as url:
         ready(url)
         stop.wait()
 

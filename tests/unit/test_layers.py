@@ -15,12 +15,13 @@ ALLOWED: dict[str, set[str]] = {
     "settings": {"errors"},
     "config": {"errors", "labels", "settings"},
     "storage": {"errors"},
-    "cluster": {"errors"},
+    "cluster": {"errors", "front"},
     "cpu": set(),
+    "front": {"errors"},
     "page": set(),
     "imaging": {"errors", "labels", "settings", "storage"},
 }
-_BASE = {"errors", "labels", "settings", "config", "storage", "cluster", "cpu", "page", "imaging"}
+_BASE = {"errors", "labels", "settings", "config", "storage", "cluster", "cpu", "front", "page", "imaging"}
 ALLOWED |= {
     "data": _BASE,
     "models": _BASE,
@@ -33,7 +34,20 @@ ALLOWED |= {
     "tuning": _BASE | {"data", "models", "bundle", "training", "evaluation"},
     "jobs": {"errors", "storage", "cluster"},
     "reproduction": _BASE | {"data", "models", "bundle", "training", "evaluation"},
-    "serving": {"errors", "labels", "settings", "config", "storage", "cluster", "cpu", "imaging", "models", "bundle", "evaluation.explain"},
+    "serving": {
+        "errors",
+        "labels",
+        "settings",
+        "config",
+        "storage",
+        "cluster",
+        "cpu",
+        "front",
+        "imaging",
+        "models",
+        "bundle",
+        "evaluation.explain",
+    },
     "client": {"errors", "serving.schema"},
     "cli": _BASE
     | {"data", "models", "bundle", "training", "evaluation", "audit", "evidence"}

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from cxr_ray.cluster import RAY_ENVIRONMENT
+from cxr_ray.serving import proxy as proxy_module
+from cxr_ray.serving.bodies import BodyRefused, Memory
 from cxr_ray.serving.guard import EdgeLimits
 from cxr_ray.serving.proxy import ProxyGuard, middlewares
 
@@ -16,16 +18,28 @@ Message = dict[str, Any]
 
 
 class RayProxy:
-    """Answers as told and remembers what reached it."""
+    """Answers as told, after ``failures`` errors of Ray's own, and remembers what reached it."""
 
-    def __init__(self, status: int = 200, headers: list[tuple[bytes, bytes]] | None = None, body: bytes = b"{}") -> None:
-        self.status, self.headers, self.body = status, headers or [], body
+    def __init__(
+        self,
+        status: int = 200,
+        headers: list[tuple[bytes, bytes]] | None = None,
+        body: bytes = b"{}",
+        *,
+        failures: int = 0,
+        failure: int = 500,
+    ) -> None:
+        self.status, self.headers, self.body, self.failures, self.failure = status, headers or [], body, failures, failure
         self.scope: Message | None = None
         self.messages: list[Message] = []
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
         self.scope = scope
         self.messages.append(await receive())
+        if len(self.messages) <= self.failures:
+            await send({"type": "http.response.start", "status": self.failure, "headers": []})
+            await send({"type": "http.response.body", "body": b"ActorDiedError"})
+            return
         await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
         await send({"type": "http.response.body", "body": self.body})
 
@@ -51,6 +65,11 @@ def ask(
     told = [(name.decode(), value.decode()) for name, value in sent[0]["headers"]]
     assert len(dict(told)) == len(told), "a header twice"
     return sent[0]["status"], dict(told), b"".join(message.get("body", b"") for message in sent[1:])
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy_module, "_PAUSES", (0.0, 0.0, 0.0))
 
 
 OURS = [(b"content-type", b"application/json"), (b"x-content-type-options", b"nosniff")]
@@ -116,7 +135,7 @@ def test_what_is_too_large_or_too_slow_never_reaches_ray(
 
 
 @pytest.mark.parametrize(
-    ("status", "reason"), [(404, "no-route"), (408, "deadline"), (429, "busy"), (500, "internal"), (503, "unavailable"), (504, "internal")]
+    ("status", "reason"), [(404, "no-route"), (429, "busy"), (500, "internal"), (503, "unavailable"), (504, "internal")]
 )
 def test_rays_own_errors_become_refusals(status: int, reason: str) -> None:
     proxy = RayProxy(status, [(b"content-type", b"text/plain"), (b"retry-after", b"1")], b"Traceback: DOE^JANE")
@@ -136,3 +155,95 @@ def test_what_ray_serves_is_not_told() -> None:
     proxy = RayProxy()
     assert ask(proxy, b"", path="/-/routes")[0] == 404
     assert proxy.scope is None
+
+
+@pytest.mark.parametrize("failure", [500, 503])
+def test_a_dead_replica_costs_nobody_an_answer(failure: int) -> None:
+    """The body is kept, and goes to the next replica whole."""
+    proxy = RayProxy(headers=OURS, failures=2, failure=failure)
+    status, headers, body = ask(proxy, b"one ", b"two")
+    assert (status, body) == (200, b"{}")
+    assert [message["body"] for message in proxy.messages] == [b"one two"] * 3
+    assert headers["x-request-id"].isalnum()
+
+
+@pytest.mark.parametrize(
+    ("failure", "path", "asked"), [(500, "/v1/predict", 4), (408, "/v1/predict", 1), (429, "/v1/predict", 1), (503, "/-/healthz", 1)]
+)
+def test_asking_again_has_an_end(failure: int, path: str, asked: int) -> None:
+    proxy = RayProxy(failures=9, failure=failure)
+    status, _, body = ask(proxy, b"x", path=path)
+    assert (status, len(proxy.messages)) == (503 if failure == 408 else failure, asked)  # late is not the client's fault
+    assert b"ActorDied" not in body
+
+
+@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("messages", [[], [{"type": "http.response.start", "status": 200, "headers": OURS}]], ids=["nothing", "half"])
+def test_no_answer_is_asked_again(messages: list[Message], raises: bool) -> None:
+    """Ray's proxy may end without a word, or after the start of an answer whose replica died."""
+    proxy = RayProxy(headers=OURS)
+
+    async def silent_at_first(scope: Message, receive: Any, send: Any) -> None:
+        if not proxy.messages:
+            proxy.messages.append(await receive())
+            for message in messages:
+                await send(message)
+            if raises:
+                raise RuntimeError
+            return
+        await proxy(scope, receive, send)
+
+    assert ask(silent_at_first, b"x")[::2] == (200, b"{}")  # type: ignore[arg-type]
+    assert len(proxy.messages) == 2
+
+
+def test_nobody_is_asked_for_a_client_that_left() -> None:
+    asked = []
+
+    async def disconnected(scope: Message, receive: Any, send: Any) -> None:
+        asked.append(await receive())
+        assert (await receive())["type"] == "http.disconnect"
+
+    queue = [{"type": "http.request", "body": b"x", "more_body": False}, {"type": "http.disconnect"}]
+
+    async def receive() -> Message:
+        return queue.pop(0)
+
+    async def send(message: Message) -> None:
+        raise AssertionError(message)
+
+    asyncio.run(ProxyGuard(disconnected)({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send))
+    assert len(asked) == 1
+
+
+def test_a_replicas_own_fault_is_not_asked_again() -> None:
+    proxy = RayProxy(500, OURS, b"{}")
+    assert ask(proxy, b"x")[0] == 500
+    assert len(proxy.messages) == 1
+
+
+def test_bodies_together_have_a_limit() -> None:
+    memory = Memory(10)
+    memory.take(8)
+    with pytest.raises(BodyRefused) as refused:
+        memory.take(3)
+    assert (refused.value.status, refused.value.headers["Retry-After"]) == (429, "1")
+    memory.release(8)
+    memory.take(10)
+
+
+@pytest.mark.parametrize("failures", [0, 99])
+def test_what_a_body_took_is_given_back(failures: int) -> None:
+    proxy = RayProxy(headers=OURS, failures=failures)
+    guard = ProxyGuard(proxy, EdgeLimits(memory_bytes=100))  # type: ignore[arg-type]
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"x" * 80, "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    sent: list[Message] = []
+    for _ in range(3):
+        asyncio.run(guard({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send))
+    assert [message["status"] for message in sent if "status" in message] == [500 if failures else 200] * 3

