@@ -66,6 +66,9 @@ def serve(
         str, typer.Option(help="What becomes of an image that the bundle's input gate refuses: refuse, flag (answer all the same) or off.")
     ] = "refuse",
     audit: Annotated[str, typer.Option(help="Audit log: a file, stdout or off.")] = "off",
+    engine: Annotated[
+        str, typer.Option(help="What computes the forward pass: auto (the faster of torch and ONNX Runtime), torch, onnx or compile.")
+    ] = "auto",
     address: Annotated[str | None, typer.Option(help="Ray cluster; default: one on this machine.")] = None,
     json: Json = False,
     debug: Debug = False,
@@ -87,6 +90,7 @@ def serve(
         raise ConfigError(["--keys and --key-file exclude each other: one is a file of many keys, the other of one"], where="serve")
     key = obtain_key(key_file) if keys is None else None
     given: dict[str, object] = {"bundle": absolute(bundle), "models": _named(model or []), "replicas": replicas, "gate": gate}
+    given |= {"engine": engine}
     given |= {
         "key_sha256": key and key.digest,
         "keys": keys and absolute(keys),

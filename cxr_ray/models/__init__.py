@@ -14,6 +14,8 @@ parameters parameter groups for the optimiser; counts of parameters and operatio
 ensemble   several networks that answer as one
 record     what is recorded of a model that leaves its RUN
 inference  probabilities for many images: the one forward pass of evaluation, predict and serving
+forward    who computes that pass: torch, torch compiled, or ONNX Runtime
+onnx_graph a network as an ONNX graph, and what runs it
 recipes/   built-in experiments, one YAML each
 ========== =========================================================================================
 """

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from prometheus_client.metrics_core import Metric
 from pydantic import Field, field_validator, model_validator
 from ray import serve
@@ -26,14 +25,15 @@ from cxr_ray.serving.answers import GatePolicy
 from cxr_ray.serving.audit import AuditLog
 from cxr_ray.serving.decoding import MEMORY_BYTES, DecodePool
 from cxr_ray.serving.edge import Face, build_api, build_routes
-from cxr_ray.serving.engine import LocalEngine, Row
+from cxr_ray.serving.engine import LocalEngine
 from cxr_ray.serving.fleet import MODEL_NAME, Load
 from cxr_ray.serving.guard import EdgeLimits
 from cxr_ray.serving.keys import KEY_VARIABLE, SHA256, KeyRecord, KeyRing, obtain_key, read_keys
 from cxr_ray.serving.metrics import Metrics
 from cxr_ray.serving.predictor import Predictor
 from cxr_ray.serving.rollout import Report, Rollout
-from cxr_ray.serving.schema import ModelInfo
+from cxr_ray.serving.schema import EngineInfo, ModelInfo
+from cxr_ray.serving.selection import EngineChoice, select_engine
 from cxr_ray.serving.traffic import Forwarded, Reply, Traffic
 from cxr_ray.serving.versions import answered
 from cxr_ray.settings import Settings, parse_settings
@@ -60,9 +60,10 @@ class ServeSettings(Settings):
     """Decoding processes of a replica."""
     decoder_memory_mib: int = Field(default=MEMORY_BYTES // 2**20, ge=64)
     """Of one decoding process, beside what it has loaded."""
+    engine: EngineChoice = "auto"
+    """What computes the forward pass. ``auto``: ONNX Runtime where it is installed, answers alike and is faster, else torch."""
     max_batch_size: int = Field(default=16, ge=1)
-    batch_wait_ms: float = Field(default=2.0, ge=0)
-    """How long the first image of a batch waits for company."""
+    """Images of one forward pass. A batch is what came while the model was busy; no image waits for company."""
     max_ongoing_requests: int = Field(default=64, ge=1)
     """Requests a replica works on at once; must hold more than one batch."""
     max_queued_requests: int = Field(default=128, ge=-1)
@@ -100,6 +101,11 @@ class ServeSettings(Settings):
             raise ValueError(f"max_replicas {self.max_replicas} is below replicas {self.replicas}")
         return self
 
+    @property
+    def cores(self) -> int:
+        """Threads that a replica computes with."""
+        return max(1, min(round(self.cpus), os.cpu_count() or 1))
+
     def key_ring(self) -> KeyRing:
         """The keys of a replica: the file's, and the one.
 
@@ -114,43 +120,23 @@ class ServeSettings(Settings):
         return KeyRing(records, location=self.keys, share=1 / self.replicas)
 
 
-class Served:
-    """One bundle in a replica: its model and decoding processes, behind an engine of its own, and its batches.
+def serve_bundle(settings: ServeSettings, bundle: Bundle, metrics: Metrics) -> tuple[LocalEngine, EngineInfo]:
+    """One bundle in a replica, with decoding processes of its own, and what computes its forward pass.
 
-    The processes end when nobody holds the engine any more: a request that is under way outlives the model's place in memory.
+    The processes end when nobody holds it any more: a request that is under way outlives the model's place in memory.
     """
-
-    def __init__(self, settings: ServeSettings, bundle: Bundle, metrics: Metrics) -> None:
-        decoders = DecodePool(
-            bundle.preprocess,
-            processes=settings.decoders,
-            memory_bytes=settings.decoder_memory_mib * 2**20,
-            seconds=settings.deadline_s,
-            on_replace=metrics.replaced.inc,
-        )
-        infer: Any = self._forward_of(lambda: engine())
-        self.batches: Any = serve.batch(infer)  # of each model its own queue
-        predictor = Predictor(bundle, device="cuda" if settings.gpus else "cpu")
-        self.engine = LocalEngine(predictor, decoders, metrics, infer=self.batches)
-        engine = weakref.ref(self.engine)
-        weakref.finalize(self.engine, decoders.close).atexit = False
-        self.set_batches(settings.max_batch_size, settings.batch_wait_ms)
-        for size in {1, settings.max_batch_size}:  # the first pass allocates; no client should wait for it
-            self.engine.forward(np.zeros((size, bundle.preprocess.height, bundle.preprocess.width), dtype=np.uint8))
-
-    @staticmethod
-    def _forward_of(engine: Callable[[], LocalEngine | None]) -> Callable[[Sequence[NDArray[np.uint8]]], Awaitable[list[Row]]]:
-        async def infer(images: Sequence[NDArray[np.uint8]]) -> list[Row]:
-            found = engine()
-            assert found is not None, "whoever waits for an image holds its engine"
-            return await asyncio.to_thread(found.forward, np.stack(images))
-
-        return infer
-
-    def set_batches(self, most: int, wait_ms: float) -> None:
-        """How large a batch gets, and how long its first image waits for company."""
-        self.batches.set_max_batch_size(most)
-        self.batches.set_batch_wait_timeout_s(wait_ms / 1000)
+    decoders = DecodePool(
+        bundle.preprocess,
+        processes=settings.decoders,
+        memory_bytes=settings.decoder_memory_mib * 2**20,
+        seconds=settings.deadline_s,
+        on_replace=metrics.replaced.inc,
+    )
+    predictor = Predictor(bundle, device="cuda" if settings.gpus else "cpu")
+    chosen = select_engine(predictor, settings.engine, batch_size=settings.max_batch_size, threads=settings.cores)
+    engine = LocalEngine(predictor, decoders, metrics, settings.max_batch_size)
+    weakref.finalize(engine, decoders.close).atexit = False
+    return engine, chosen
 
 
 class Classifier:
@@ -160,12 +146,12 @@ class Classifier:
         self.settings = chosen = ServeSettings(**settings)
         self._keys = chosen.key_ring()
         bundle = read_bundle(chosen.bundle)
-        info = model_info(bundle)
-        self._audit = AuditLog(chosen.audit, model_sha256=info.manifest_sha256)
-        use_cores(min(round(chosen.cpus), os.cpu_count() or 1))  # Ray starts its workers with one thread
+        self._audit = AuditLog(chosen.audit, model_sha256=manifest_sha256(bundle))
+        use_cores(chosen.cores)  # Ray starts its workers with one thread
         self._metrics = Metrics()
-        self._main = Served(chosen, bundle, self._metrics)
-        self.engine = self._main.engine
+        self.engine, computes = serve_bundle(chosen, bundle, self._metrics)
+        self._metrics.engine.info({"engine": computes.name, "reason": computes.reason})
+        info = model_info(bundle, computes)
         others = {name: model_info(read_bundle(location)).model_copy(update={"name": name}) for name, location in chosen.models.items()}
         self._traffic = Traffic(info, self._ask, patience=chosen.deadline_s / 2, metrics=self._metrics, audit=self._audit)
         self._face = Face(
@@ -192,16 +178,15 @@ class Classifier:
         """Other models than the one that the service is named for: as many in memory as there is room for, by Ray Serve's LRU."""
         chosen, metrics = self.settings, self._metrics
 
-        async def load(name: str) -> Served:
-            return await asyncio.to_thread(lambda: Served(chosen, read_bundle(chosen.models[name]), metrics))
+        def fresh(name: str) -> LocalEngine:
+            gc.collect()  # the one that had to leave holds itself
+            return serve_bundle(chosen, read_bundle(chosen.models[name]), metrics)[0]
 
-        loaded = serve.multiplexed(load, max_num_models_per_replica=chosen.models_per_replica)
+        async def load(name: str) -> LocalEngine:
+            return await asyncio.to_thread(fresh, name)
 
-        async def engine(name: str) -> LocalEngine:
-            served: Served = await loaded(name)
-            return served.engine
-
-        return engine
+        loaded: Load = serve.multiplexed(load, max_num_models_per_replica=chosen.models_per_replica)
+        return loaded
 
     async def _ask(self, application: str, request: Forwarded) -> Reply:
         handle = await asyncio.to_thread(serve.get_deployment_handle, DEPLOYMENT, application)
@@ -226,8 +211,8 @@ class Classifier:
         return dict(await handle.broadcast("counters").results_async(timeout_s=5))
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Ray Serve's hook: batches and rollouts change without a restart."""
-        self._main.set_batches(int(user_config["max_batch_size"]), float(user_config["batch_wait_ms"]))
+        """Ray Serve's hook: the batch size and rollouts change without a restart."""
+        self.engine.batcher.most = int(user_config["max_batch_size"])
         given = user_config.get("rollout")
         self._traffic.update(None if given is None else Rollout(**given))
 
@@ -241,8 +226,8 @@ def manifest_sha256(bundle: Bundle) -> str:
     return storage.sha256(storage.read_bytes(storage.join(bundle.location, MANIFEST)))
 
 
-def model_info(bundle: Bundle) -> ModelInfo:
-    """What ``GET /v1/model`` says of a bundle."""
+def model_info(bundle: Bundle, engine: EngineInfo | None = None) -> ModelInfo:
+    """What ``GET /v1/model`` says of a bundle, and of the engine it is served with."""
     manifest = bundle.manifest
     return ModelInfo(
         name=manifest.name,
@@ -258,6 +243,7 @@ def model_info(bundle: Bundle) -> ModelInfo:
         manifest_sha256=manifest_sha256(bundle),
         card=storage.read_bytes(storage.join(bundle.location, CARD)).decode(),
         metrics=manifest.metrics,
+        engine=engine,
         gate=manifest.gate.model_dump(mode="json") if manifest.gate is not None else None,
     )
 
@@ -303,7 +289,6 @@ def build(given: Mapping[str, Any]) -> Application:
         health_check_period_s=5,
         max_constructor_retry_count=3,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
-        max_constructor_retry_count=3,  # a bundle that fails its first health check will fail the next ones too
         user_config=user_config(args),
         logging_config=LoggingConfig(encoding="JSON", enable_access_log=False),
         **_scaling(args),
@@ -315,7 +300,7 @@ def build(given: Mapping[str, Any]) -> Application:
 def user_config(args: ServeSettings, rollout: Rollout | None = None) -> dict[str, Any]:
     """What replicas can be told without a restart."""
     told = None if rollout is None else rollout.model_dump(mode="json")
-    return {"max_batch_size": args.max_batch_size, "batch_wait_ms": args.batch_wait_ms, "rollout": told}
+    return {"max_batch_size": args.max_batch_size, "rollout": told}
 
 
 def _scaling(args: ServeSettings) -> dict[str, Any]:

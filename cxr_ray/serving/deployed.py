@@ -160,7 +160,10 @@ def deploy(settings: ServeSettings, *, poll_s: float = 0.2) -> None:
     Raises:
         ClusterError: It did not come up.
     """
-    apply(read().including(configuration(APPLICATION, settings, route="/")))
+    there = read()
+    for candidate in [name for name in there.applications if name.startswith(f"{APPLICATION}--")]:
+        there = there.without(candidate)  # of a rollout that this ends
+    apply(there.including(configuration(APPLICATION, settings, route="/")))
     while (status := read().status(APPLICATION)).state != "RUNNING":
         if status.failed:
             raise ClusterError(f"the service did not come up: {last_line(status.message)}", hint="its log is in Ray's session folder")

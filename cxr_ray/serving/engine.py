@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cxr_ray.serving.batcher import Batcher
 from cxr_ray.serving.decoding import DecodePool
 from cxr_ray.serving.metrics import Metrics
 from cxr_ray.serving.predictor import Prediction, Predictor
@@ -76,38 +76,36 @@ class Engine(Protocol):
         """Whether an image could be scored now."""
 
 
-Infer = Callable[[NDArray[np.uint8]], Awaitable[Row]]
-
-
 class LocalEngine:
     """An :class:`Engine` around a model in this process.
+
+    The model runs in one thread of its own: torch keeps a pool of cores for each thread that calls it, and an explanation hangs hooks
+    into the network that a forward pass must not meet.
 
     Args:
         predictor: The model.
         decoders: Decoding processes.
         metrics: Counters.
-        infer: One (H, W) uint8 image -> what :meth:`forward` says of it; may gather images of several requests into a batch.
-            None: each image is a batch.
+        max_batch_size: Images of several requests in one forward pass.
     """
 
-    def __init__(self, predictor: Predictor, decoders: DecodePool, metrics: Metrics, infer: Infer | None = None) -> None:
+    def __init__(self, predictor: Predictor, decoders: DecodePool, metrics: Metrics, max_batch_size: int = 16) -> None:
         self.predictor, self._decoders, self._metrics = predictor, decoders, metrics
-        self._infer = infer or self._alone
+        self.batcher: Batcher[NDArray[np.uint8], Row] = Batcher(self._infer, max_batch_size)
         self._threads = ThreadPoolExecutor(max_workers=decoders.processes, thread_name_prefix="decode")
-        self._model = threading.Lock()  # an explanation hangs hooks into the network that a forward pass must not meet
+        self._model = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self.healthy = True
 
-    def forward(self, images: NDArray[np.uint8]) -> list[Row]:
-        """(N, H, W) uint8 -> N pairs of (K,) float32 probabilities and the gate's verdict (None: no gate)."""
+    async def _infer(self, images: Sequence[NDArray[np.uint8]]) -> list[Row]:
+        return await asyncio.get_running_loop().run_in_executor(self._model, self._forward, images)
+
+    def _forward(self, images: Sequence[NDArray[np.uint8]]) -> list[Row]:
+        """N (H, W) uint8 -> N pairs of (K,) float32 probabilities and the gate's verdict (None: no gate)."""
         start = time.perf_counter()
-        with self._model:
-            probabilities, verdicts = self.predictor.predict_checked(images)
+        probabilities, verdicts = self.predictor.predict_checked(np.stack(images))
         self._metrics.infer.observe(time.perf_counter() - start)
         self._metrics.batch.observe(len(images))
         return list(zip(probabilities, verdicts, strict=True))
-
-    async def _alone(self, image: NDArray[np.uint8]) -> Row:
-        return (await asyncio.to_thread(self.forward, image[None]))[0]
 
     async def decode(self, data: bytes) -> NDArray[np.uint8]:
         """File bytes -> (H, W) uint8; raises ImageError, before a bad image could join a batch."""
@@ -125,7 +123,7 @@ class LocalEngine:
         return list(await asyncio.gather(*map(self._scored, images)))
 
     async def _scored(self, image: NDArray[np.uint8]) -> Scored:
-        probabilities, verdict = await self._infer(image)
+        probabilities, verdict = await self.batcher(image)
         if verdict is not None:
             self._metrics.verdicts.labels(verdict.verdict).inc()
         return Scored(self.predictor.call(probabilities), verdict, image)
@@ -133,14 +131,13 @@ class LocalEngine:
     async def explain(self, data: bytes, label: str | None) -> Explained:
         """See :class:`Engine`."""
         scored = await self.score(data)
-        return await asyncio.to_thread(self._explained, scored, label)
+        return await asyncio.get_running_loop().run_in_executor(self._model, self._explained, scored, label)
 
     def _explained(self, scored: Scored, label: str | None) -> Explained:
         from cxr_ray.evaluation.explain import explain, grey_png, overlay_png
 
         names = self.predictor.bundle.labels.names
-        with self._model:
-            found = explain(self.predictor.model, scored.pixels, None if label is None else names.index(label), method=METHOD)
+        found = explain(self.predictor.model, scored.pixels, None if label is None else names.index(label), method=METHOD)
         heat = (255 * found.heat_HW).round().astype(np.uint8)
         images = overlay_png(scored.pixels, found.heat_HW), grey_png(heat), grey_png(scored.pixels)
         return Explained(scored, names[found.label], METHOD, *images)
@@ -156,7 +153,7 @@ class LocalEngine:
             RuntimeError: Its answer is not finite.
         """
         spec = self.predictor.bundle.preprocess
-        rows = await asyncio.to_thread(self.forward, np.zeros((1, spec.height, spec.width), dtype=np.uint8))
+        rows = await self._infer([np.zeros((spec.height, spec.width), dtype=np.uint8)])
         self.healthy = bool(np.isfinite(rows[0][0]).all())
         if not self.healthy:
             raise RuntimeError("the model answers with numbers that are not finite")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
@@ -32,6 +32,7 @@ class Metrics:
         )
         self.infer = Histogram("cxr_ray_infer_seconds", "One forward pass of a batch.", buckets=_SECONDS, registry=registry)
         self.batch = Histogram("cxr_ray_batch_images", "Images of a batch.", buckets=_IMAGES, registry=registry)
+        self.engine = Info("cxr_ray_engine", "What computes the forward pass, and why.", registry=registry)
         self.verdicts = Counter("cxr_ray_gate_verdicts", "What the input gate said.", ["verdict"], registry=registry)
         self.replaced = Counter(
             "cxr_ray_decoders_replaced", "Decoding processes that were killed or died, and replaced.", registry=registry

@@ -12,8 +12,8 @@ from cxr_ray.bundle import Bundle
 from cxr_ray.errors import ImageError
 from cxr_ray.imaging.decode import Limits
 from cxr_ray.imaging.preprocess import load_image
+from cxr_ray.models.forward import Forward, Scores, TorchForward
 from cxr_ray.models.gate import GateVerdict
-from cxr_ray.models.inference import predict_probabilities, predict_with_pooled
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,8 @@ class Predictor:
         self.device = device
         self.limits = limits or Limits()
         self.model = bundle.load_model(device)
+        self.forward: Forward = TorchForward(self.model, bundle.labels.task, device)
+        """What computes the forward pass: torch, but in a service that has chosen another engine (``serving.selection``)."""
         self.gate = bundle.load_gate()
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
@@ -59,12 +61,16 @@ class Predictor:
 
     def predict_arrays(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(N, height, width) uint8 from :meth:`decode` -> (N, K) float32 probabilities."""
-        return predict_probabilities(self.model, images, self.bundle.labels.task, device=self.device)
+        return self._scores(images)[0]
 
     def predict_checked(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], list[GateVerdict | None]]:
         """As :meth:`predict_arrays`, with what the input gate says of each image, from one pass; None where the bundle has no gate."""
-        probabilities, pooled = predict_with_pooled(self.model, images, self.bundle.labels.task, device=self.device)
+        probabilities, pooled = self._scores(images)
         return probabilities, [None] * len(images) if self.gate is None else list(self.gate.check(pooled, images))
+
+    def _scores(self, images: NDArray[np.uint8]) -> Scores:
+        """Probabilities (N, K), whatever engine computed them, and the pooled feature map (N, C)."""
+        return self.forward(images)
 
     def predict_bytes(self, items: Sequence[bytes]) -> list[Prediction | ImageError]:
         """One answer, or the reason why not, for each file."""

@@ -116,6 +116,16 @@ class Readiness(BaseModel):
     status: Literal["ready", "not-ready"]
 
 
+class EngineInfo(BaseModel):
+    """What computes the model's forward pass in the replica that is asked."""
+
+    name: Literal["torch", "onnx", "compile"]
+    reason: str = Field(description="Why this one.")
+    milliseconds: dict[str, dict[int, float]] = Field(
+        default={}, description="Engine -> images of a batch -> median time of a pass, measured at the start."
+    )
+
+
 class ModelInfo(BaseModel):
     """``GET /v1/model``: what is being served."""
 
@@ -133,6 +143,7 @@ class ModelInfo(BaseModel):
     manifest_sha256: str = Field(description="SHA-256 of bundle.json; stands in the audit log.")
     card: str = Field(description="The model card, Markdown.")
     metrics: dict[str, Any] | None = Field(default=None, description="metrics.json of its evaluation; null: not evaluated.")
+    engine: EngineInfo | None = None
     gate: dict[str, Any] | None = Field(default=None, description="What the input gate was fitted on and how often it errs; null: no gate.")
 
 
