@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import ray
 from ray import serve
-from ray.serve.context import _get_global_client
+from ray.serve.context import _disconnect, _get_global_client
 from ray.serve.schema import ServeDeploySchema, ServeInstanceDetails
 
 from cxr_ray.errors import ClusterError, RolloutError
@@ -137,7 +138,11 @@ def read() -> Deployed:
     client: Any = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         raise RolloutError("Ray Serve does not run on this cluster", hint="--address, or RAY_ADDRESS, names the service's cluster")
-    details = ServeInstanceDetails(**client.get_serve_details())
+    try:
+        details = ServeInstanceDetails(**client.get_serve_details())
+    except ray.exceptions.ActorDiedError:  # of a Ray Serve that was shut down; another may run by now
+        _disconnect()  # type: ignore[no-untyped-call]
+        return read()
     applications, statuses = {}, {}
     for name, found in details.applications.items():
         causes = [deployment.message for deployment in found.deployments.values() if deployment.message]
