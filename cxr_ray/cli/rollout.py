@@ -167,10 +167,10 @@ def _with(address: str | None, work: Callable[[Callable[..., None]], None]) -> N
 
     from cxr_ray.cluster import connected
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this process
     with connected(address or os.environ.get("RAY_ADDRESS") or "auto"):
         from cxr_ray.serving.conductor import order
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this process; what it says below is not for people
         work(order)
 
 

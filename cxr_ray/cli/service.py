@@ -90,6 +90,7 @@ def serve(
         raise ConfigError(["--keys and --key-file exclude each other: one is a file of many keys, the other of one"], where="serve")
     key = obtain_key(key_file) if keys is None else None
     given: dict[str, object] = {"bundle": absolute(bundle), "models": _named(model or []), "replicas": replicas, "gate": gate}
+    given |= {"engine": engine}
     given |= {
         "engine": engine,
         "key_sha256": key and key.digest,

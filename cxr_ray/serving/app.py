@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import weakref
@@ -102,7 +103,7 @@ class ServeSettings(Settings):
 
     @property
     def cores(self) -> int:
-        """That a replica computes on."""
+        """Threads that a replica computes with."""
         return max(1, min(round(self.cpus), os.cpu_count() or 1))
 
     def key_ring(self) -> KeyRing:
@@ -119,24 +120,23 @@ class ServeSettings(Settings):
         return KeyRing(records, location=self.keys, share=1 / self.replicas)
 
 
-class Served:
-    """One bundle in a replica: its model and decoding processes, behind an engine of its own.
+def serve_bundle(settings: ServeSettings, bundle: Bundle, metrics: Metrics) -> tuple[LocalEngine, EngineInfo]:
+    """One bundle in a replica, with decoding processes of its own, and what computes its forward pass.
 
-    The processes end when nobody holds the engine any more: a request that is under way outlives the model's place in memory.
+    The processes end when nobody holds it any more: a request that is under way outlives the model's place in memory.
     """
-
-    def __init__(self, settings: ServeSettings, bundle: Bundle, metrics: Metrics) -> None:
-        decoders = DecodePool(
-            bundle.preprocess,
-            processes=settings.decoders,
-            memory_bytes=settings.decoder_memory_mib * 2**20,
-            seconds=settings.deadline_s,
-            on_replace=metrics.replaced.inc,
-        )
-        predictor = Predictor(bundle, device="cuda" if settings.gpus else "cpu")
-        self.serves_with = select_engine(predictor, settings.engine, batch_size=settings.max_batch_size, threads=settings.cores)
-        self.engine = LocalEngine(predictor, decoders, metrics, settings.max_batch_size)
-        weakref.finalize(self.engine, decoders.close).atexit = False
+    decoders = DecodePool(
+        bundle.preprocess,
+        processes=settings.decoders,
+        memory_bytes=settings.decoder_memory_mib * 2**20,
+        seconds=settings.deadline_s,
+        on_replace=metrics.replaced.inc,
+    )
+    predictor = Predictor(bundle, device="cuda" if settings.gpus else "cpu")
+    chosen = select_engine(predictor, settings.engine, batch_size=settings.max_batch_size, threads=settings.cores)
+    engine = LocalEngine(predictor, decoders, metrics, settings.max_batch_size)
+    weakref.finalize(engine, decoders.close).atexit = False
+    return engine, chosen
 
 
 class Classifier:
@@ -146,13 +146,12 @@ class Classifier:
         self.settings = chosen = ServeSettings(**settings)
         self._keys = chosen.key_ring()
         bundle = read_bundle(chosen.bundle)
+        self._audit = AuditLog(chosen.audit, model_sha256=manifest_sha256(bundle))
         use_cores(chosen.cores)  # Ray starts its workers with one thread
         self._metrics = Metrics()
-        main = Served(chosen, bundle, self._metrics)
-        self.engine = main.engine
-        self._metrics.engine.info({"engine": main.serves_with.name, "reason": main.serves_with.reason})
-        info = model_info(bundle, main.serves_with)
-        self._audit = AuditLog(chosen.audit, model_sha256=info.manifest_sha256)
+        self.engine, computes = serve_bundle(chosen, bundle, self._metrics)
+        self._metrics.engine.info({"engine": computes.name, "reason": computes.reason})
+        info = model_info(bundle, computes)
         others = {name: model_info(read_bundle(location)).model_copy(update={"name": name}) for name, location in chosen.models.items()}
         self._traffic = Traffic(info, self._ask, patience=chosen.deadline_s / 2, metrics=self._metrics, audit=self._audit)
         self._face = Face(
@@ -179,16 +178,15 @@ class Classifier:
         """Other models than the one that the service is named for: as many in memory as there is room for, by Ray Serve's LRU."""
         chosen, metrics = self.settings, self._metrics
 
-        async def load(name: str) -> Served:
-            return await asyncio.to_thread(lambda: Served(chosen, read_bundle(chosen.models[name]), metrics))
+        def fresh(name: str) -> LocalEngine:
+            gc.collect()  # the one that had to leave holds itself
+            return serve_bundle(chosen, read_bundle(chosen.models[name]), metrics)[0]
 
-        loaded = serve.multiplexed(load, max_num_models_per_replica=chosen.models_per_replica)
+        async def load(name: str) -> LocalEngine:
+            return await asyncio.to_thread(fresh, name)
 
-        async def engine(name: str) -> LocalEngine:
-            served: Served = await loaded(name)
-            return served.engine
-
-        return engine
+        loaded: Load = serve.multiplexed(load, max_num_models_per_replica=chosen.models_per_replica)
+        return loaded
 
     async def _ask(self, application: str, request: Forwarded) -> Reply:
         handle = await asyncio.to_thread(serve.get_deployment_handle, DEPLOYMENT, application)
@@ -213,7 +211,7 @@ class Classifier:
         return dict(await handle.broadcast("counters").results_async(timeout_s=5))
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Ray Serve's hook: batches and rollouts change without a restart."""
+        """Ray Serve's hook: the batch size and rollouts change without a restart."""
         self.engine.batcher.most = int(user_config["max_batch_size"])
         given = user_config.get("rollout")
         self._traffic.update(None if given is None else Rollout(**given))
@@ -290,8 +288,8 @@ def build(given: Mapping[str, Any]) -> Application:
         graceful_shutdown_timeout_s=args.body_s + args.deadline_s + 5,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=5,
+        max_constructor_retry_count=3,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
-        max_constructor_retry_count=3,  # a bundle that fails its first health check will fail the next ones too
         user_config=user_config(args),
         logging_config=LoggingConfig(encoding="JSON", enable_access_log=False),
         **_scaling(args),

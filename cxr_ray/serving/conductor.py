@@ -165,11 +165,16 @@ class Conductor:
     def _watch(self) -> None:
         while True:
             time.sleep(_TICK_S)
-            try:
-                with self._lock:
+            with self._lock:
+                try:
                     self._look()
-            except Exception as error:  # the controller may be starting again
-                logger.warning("rollout not looked at: %s", type(error).__name__)
+                except RolloutError:  # there is no service any more
+                    pass
+                except Exception as error:  # the controller may be starting again
+                    self._busy_until = time.monotonic() + _IDLE_S
+                    logger.warning("rollout not looked at: %s", type(error).__name__)
+                if time.monotonic() > self._busy_until:
+                    ray.kill(ray.get_runtime_context().current_actor)
 
     def _look(self) -> None:
         deployed = read()
@@ -177,12 +182,9 @@ class Conductor:
         if not settled(deployed, heard):
             self._busy_until = time.monotonic() + _IDLE_S
         step = advance(deployed, heard, time.time())
-        if step is not None:
-            told = step.rollout
-            logger.warning("rollout: %s", told and f"{told.id} {told.state} {told.cause or ''} {told.message}")
+        if step is not None and step.rollout is not None:
+            logger.warning("rollout %s is %s %s", step.rollout.id, step.rollout.state, step.rollout.message)
             apply(step)
-        elif time.monotonic() > self._busy_until:
-            ray.kill(ray.get_runtime_context().current_actor)
 
 
 def check_candidate(before: Bundle, after: Bundle, settings: ServeSettings) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import ray
 from ray import serve
-from ray.serve.context import _get_global_client
+from ray.serve.context import _disconnect, _get_global_client
 from ray.serve.schema import ServeDeploySchema, ServeInstanceDetails
 
 from cxr_ray.errors import ClusterError, RolloutError
@@ -137,7 +138,11 @@ def read() -> Deployed:
     client: Any = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         raise RolloutError("Ray Serve does not run on this cluster", hint="--address, or RAY_ADDRESS, names the service's cluster")
-    details = ServeInstanceDetails(**client.get_serve_details())
+    try:
+        details = ServeInstanceDetails(**client.get_serve_details())
+    except ray.exceptions.ActorDiedError:  # of a Ray Serve that was shut down; another may run by now
+        _disconnect()  # type: ignore[no-untyped-call]
+        return read()
     applications, statuses = {}, {}
     for name, found in details.applications.items():
         causes = [deployment.message for deployment in found.deployments.values() if deployment.message]
@@ -160,7 +165,10 @@ def deploy(settings: ServeSettings, *, poll_s: float = 0.2) -> None:
     Raises:
         ClusterError: It did not come up.
     """
-    apply(read().including(configuration(APPLICATION, settings, route="/")))
+    there = read()
+    for candidate in [name for name in there.applications if name.startswith(f"{APPLICATION}--")]:
+        there = there.without(candidate)  # of a rollout that this ends
+    apply(there.including(configuration(APPLICATION, settings, route="/")))
     while (status := read().status(APPLICATION)).state != "RUNNING":
         if status.failed:
             raise ClusterError(f"the service did not come up: {last_line(status.message)}", hint="its log is in Ray's session folder")

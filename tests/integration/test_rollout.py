@@ -26,7 +26,7 @@ from cxr_ray.serving.rollout import Rollout, RolloutLimits, total
 from cxr_ray.serving.start import running
 
 KEY = "a-key-for-the-rollout-tests"
-LIMITS = RolloutLimits(least_requests=10, latency_factor=1000, start_s=240)  # a busy machine is not what is tested
+LIMITS = RolloutLimits(least_requests=10, latency_factor=1000, start_s=240)
 
 
 @pytest.fixture
@@ -151,9 +151,8 @@ def test_versions_side_by_side(
     monkeypatch.setenv("CXR_RAY_API_KEY", KEY)
     first, second, third = (make_bundle(name, seed) for seed, name in enumerate(("first", "second", "third")))
     audit = tmp_path / "audit.jsonl"
-    settings = ServeSettings(
-        bundle=first.location, cpus=0.25, replicas=2, key_sha256=obtain_key().digest, audit=str(audit), models={"other": third.location}
-    )
+    given = {"bundle": first.location, "models": {"other": third.location}, "audit": str(audit), "key_sha256": obtain_key().digest}
+    settings = ServeSettings(**given, cpus=0.25, replicas=2, deadline_s=60, engine="torch")  # a busy machine is not what is tested
     with running(settings, port=0) as url:
         service = Service(url, png)
         other_models_answer_when_asked_for(service, first, third)
@@ -175,7 +174,8 @@ def test_versions_side_by_side(
 
 def other_models_answer_when_asked_for(service: Service, first: Any, third: Any) -> None:
     status, version, answer = service.ask("?model=other")
-    assert (status, version, answer["model"], answer["model_version"]) == (200, third.version, "other", third.version)
+    assert status == 200, answer
+    assert (version, answer["model"], answer["model_version"]) == (third.version, "other", third.version)
     assert service.ask()[1] == first.version
     status, _, answer = service.ask("?model=none")
     assert (status, answer["reason"]) == (404, "unknown-model")

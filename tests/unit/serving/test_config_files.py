@@ -49,3 +49,17 @@ def test_nothing_listens_beyond_this_machine_and_no_key_is_written_down(file: Pa
     text = file.read_text()
     assert yaml.safe_load(text)["http_options"]["host"] == "127.0.0.1"
     assert "key_sha256:" not in text
+
+
+def test_ray_serve_builds_the_application_from_a_files_arguments(bundle: Any) -> None:
+    """As its controller does: it sees no type behind a postponed annotation, and hands over a plain mapping."""
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+
+    from cxr_ray.errors import ConfigError
+    from cxr_ray.serving.app import build
+
+    arguments = {"bundle": bundle.location, "key_sha256": "0" * 64, "replicas": 2}
+    application = call_user_app_builder_with_args_if_necessary(build, arguments)
+    assert application._bound_deployment.num_replicas == 2
+    with pytest.raises(ConfigError, match="unknown key; valid here"):
+        call_user_app_builder_with_args_if_necessary(build, {**arguments, "replicsa": 2})

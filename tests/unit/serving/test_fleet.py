@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,11 @@ from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from cxr_ray.errors import ConfigError
-from cxr_ray.serving.app import ServeSettings, checked
+from cxr_ray.serving.app import ServeSettings, checked, serve_bundle
 from cxr_ray.serving.audit import AuditLog
 from cxr_ray.serving.engine import Engine
 from cxr_ray.serving.fleet import Fleet
+from cxr_ray.serving.metrics import Metrics
 
 KEY = {"Authorization": "Bearer a-key-of-more-than-16-characters"}
 
@@ -94,3 +96,16 @@ def test_names_are_checked_before_anything_starts(bundle: Any) -> None:
         ServeSettings(bundle="b", models={"../up": "b"})
     with pytest.raises(ConfigError, match="has that name already"):
         checked(ServeSettings(bundle=bundle.location, models={"tiny": bundle.location}, key_sha256="0" * 64))
+
+
+def test_a_model_that_leaves_takes_its_processes_along_and_not_before_its_last_request(bundle: Any) -> None:
+    settings = ServeSettings(bundle=bundle.location, engine="torch", max_batch_size=1)
+    engine = serve_bundle(settings, bundle, Metrics())[0]
+    (child,) = engine._decoders._idle.queue
+    under_way = [engine]
+    del engine
+    gc.collect()
+    assert child._process.poll() is None
+    under_way.clear()
+    gc.collect()
+    assert child._process.wait(10) is not None
