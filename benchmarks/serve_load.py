@@ -88,10 +88,10 @@ class Bench:
         """Start, warm up, load at each concurrency, stop."""
         seconds = seconds or self.seconds
         with started(system, self.port, self.client, self.work / f"{system.name}.log") as running:
-            self.client.load(running.url, 8, max(1.0, seconds / 2))
-            found = {many: self.client.load(running.url, many, seconds) for many in concurrency}
+            self.client.load(running.url, 8, max(1.0, seconds / 2), running.cpu_seconds)
+            found = {many: self.client.load(running.url, many, seconds, running.cpu_seconds) for many in concurrency}
             self.memory[system.name] = max(self.memory.get(system.name, 0.0), running.memory_mib())
-        told = ", ".join(f"{many}: {one.rate:.1f}/s p99 {one.p99:.0f} ms" for many, one in found.items())
+        told = ", ".join(f"{many}: {one.rate:.1f}/s p99 {one.p99:.0f} ms cpu {one.cpu:.1f} ms" for many, one in found.items())
         print(f"{system.name:12} {told}", file=sys.stderr)
         return found
 
@@ -121,6 +121,7 @@ def compare(bench: Bench, offered: dict[str, dict[str, System]], rounds: int, *,
         for many, found_all in by_load.items():
             facts[f"{name}_rate_{many}"] = round(statistics.median(one.rate for one in found_all), 2)
             facts[f"{name}_p50_ms_{many}"] = round(statistics.median(one.p50 for one in found_all), 2)
+            facts[f"{name}_cpu_ms_{many}"] = round(statistics.median(one.cpu for one in found_all), 2)
             facts[f"{name}_p99_ms_{many}"] = round(statistics.median(one.p99 for one in found_all), 2)
         facts[f"{name}_errors"] = sum(one.errors for found_all in by_load.values() for one in found_all)
         facts[f"{name}_memory_mib"] = round(bench.memory[name])

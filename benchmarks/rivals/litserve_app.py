@@ -1,12 +1,11 @@
 """The bundle behind LitServe."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 
 import litserve
 import numpy as np
+from starlette.requests import Request
 
 from cxr_ray.bundle import read_bundle
 from cxr_ray.cpu import use_cores
@@ -23,9 +22,10 @@ class Rival(litserve.LitAPI):
         use_cores(int(os.environ["THREADS"]))
         self.predictor = Predictor(read_bundle(os.environ["BUNDLE"]))
 
-    def decode_request(self, request: Any) -> Any:
-        """Form -> pixels."""
-        return self.predictor.decode(request["image"].file.read())
+    def decode_request(self, request: Request) -> Any:
+        """Form -> pixels. (LitServe reads from the annotation that it shall leave the form as it is.)"""
+        form: Any = request
+        return self.predictor.decode(form["image"].file.read())
 
     def batch(self, inputs: list[Any]) -> Any:
         """Pixels -> (N, H, W)."""

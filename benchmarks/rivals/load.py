@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,12 +36,14 @@ class Measured:
         p50: Milliseconds.
         p99: Milliseconds.
         errors: Requests without an answer, or with another status than 200.
+        cpu: Milliseconds of processor time that the system took for a good answer, all its processes counted.
     """
 
     rate: float
     p50: float
     p99: float
     errors: int
+    cpu: float
 
 
 class Client:
@@ -62,11 +65,13 @@ class Client:
         self._body.write_bytes(self.form)
         self._script.write_text(_SCRIPT)
 
-    def load(self, url: str, connections: int, seconds: float) -> Measured:
-        """Keep ``connections`` requests under way for some seconds."""
+    def load(self, url: str, connections: int, seconds: float, cpu_seconds: Callable[[], float]) -> Measured:
+        """Keep ``connections`` requests under way for some seconds; ``cpu_seconds`` tells the system's processor time so far."""
         whole = max(1, round(seconds))
         command = ["wrk", "-t1", f"-c{connections}", f"-d{whole}s", "--timeout", "30s", "-s", str(self._script), url]
+        before = cpu_seconds()
         out = subprocess.run([*command, "--", str(self._body), BOUNDARY, self._key], capture_output=True, text=True, check=True).stdout
         found = json.loads(out.strip().splitlines()[-1])
         good = max(0, found["requests"] - found["errors"])
-        return Measured(good / found["seconds"], found["p50"], found["p99"], found["errors"])
+        cpu = 1000 * (cpu_seconds() - before) / max(good, 1)
+        return Measured(good / found["seconds"], found["p50"], found["p99"], found["errors"], cpu)

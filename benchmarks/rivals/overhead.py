@@ -23,6 +23,8 @@ from rivals import systems
 from rivals.load import BOUNDARY, Measured
 from rivals.systems import System
 
+_UNCOUNTED = 5
+"""Calls before those that count."""
 Load = Callable[[System, Sequence[int]], dict[int, Measured]]
 
 
@@ -37,17 +39,21 @@ def measure(load: Load, bundle: str, image: bytes, key: str, *, rounds: int) -> 
     use_cores(1)
     predictor = Predictor(read_bundle(bundle))
     engine = select_engine(predictor, "auto", batch_size=16, threads=1)
-    bare: list[float] = []
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ("bare", *ways)}
     for _ in range(rounds):
-        bare.append(_milliseconds(lambda: predictor.predict_checked(predictor.decode(image)[None])))
+        before, times = time.process_time(), 60
+        taken = _milliseconds(lambda: predictor.predict_checked(predictor.decode(image)[None]), times)
+        found["bare"].append((taken, 1000 * (time.process_time() - before) / (times + _UNCOUNTED)))
         for name, system in ways.items():
-            found[name].append(load(system, (1,))[1].p50)
-    least = statistics.median(bare)
-    facts: dict[str, object] = {"engine": engine.name, "bare_ms": round(least, 2)}
-    for name, values in found.items():
-        facts[f"{name}_ms"] = round(statistics.median(values), 2)
-        facts[f"{name}_overhead_ms"] = round(statistics.median(values) - least, 2)
+            measured = load(system, (1,))[1]
+            found[name].append((measured.p50, measured.cpu))
+    facts: dict[str, object] = {"engine": engine.name}
+    least = [statistics.median(values) for values in zip(*found["bare"], strict=True)]
+    for name, pairs in found.items():
+        for what, values, bare in zip(("ms", "cpu_ms"), zip(*pairs, strict=True), least, strict=True):
+            facts[f"{name}_{what}"] = round(statistics.median(values), 2)
+            if name != "bare":
+                facts[f"{name}_overhead_{what}"] = round(statistics.median(values) - bare, 2)
     return facts | _parts(predictor, image)
 
 
@@ -75,9 +81,9 @@ def _parts(predictor: Predictor, image: bytes) -> dict[str, object]:
 def _milliseconds(call: Callable[[], object], times: int = 60) -> float:
     """Median of a call, after a few that do not count."""
     taken = []
-    for number in range(times + 5):
+    for number in range(times + _UNCOUNTED):
         start = time.perf_counter()
         call()
-        if number >= 5:
+        if number >= _UNCOUNTED:
             taken.append(1000 * (time.perf_counter() - start))
     return statistics.median(taken)

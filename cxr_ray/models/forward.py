@@ -68,7 +68,7 @@ class CompiledForward(TorchForward):
             member.compile(dynamic=True)
 
 
-def warm(forward: Forward, height: int, width: int, sizes: tuple[int, ...]) -> None:
-    """A pass of each batch size: the first one allocates, or compiles."""
-    for size in sizes:
+def warm(forward: Forward, height: int, width: int, batch_size: int) -> None:
+    """The passes that allocate, or compile: of one image, of two (what is compiled for them serves every other number), of a full batch."""
+    for size in sorted({1, min(2, batch_size), batch_size}):
         forward(np.zeros((size, height, width), dtype=np.uint8))

@@ -46,7 +46,7 @@ def select_engine(predictor: Predictor, wanted: EngineChoice, *, batch_size: int
     """
     torch_forward, sizes = predictor.forward, tuple(sorted({1, batch_size}))
     height, width = predictor.bundle.preprocess.height, predictor.bundle.preprocess.width
-    warm(torch_forward, height, width, sizes)
+    warm(torch_forward, height, width, batch_size)
     other: EngineName = "onnx" if wanted == "auto" else wanted
     reason = "asked for"
     if wanted == "auto" and (predictor.device != "cpu" or find_spec("onnxruntime") is None):
@@ -56,7 +56,7 @@ def select_engine(predictor: Predictor, wanted: EngineChoice, *, batch_size: int
     pictures = _pictures(predictor)
     try:
         candidate = _build(predictor, other, threads)
-        warm(candidate, height, width, sizes)
+        warm(candidate, height, width, batch_size)
         batches = (pictures, pictures[:1])  # one image alone may take another way
         apart = max(difference(torch_forward(batch), candidate(batch)) for batch in batches)
     except CxrRayError as error:
