@@ -1,4 +1,4 @@
-"""``evaluate``: what its tables hold, raw folders as an external test, an assumed prevalence; and what the service says of a calibrated bundle."""
+"""``evaluate`` of a calibrated bundle, of raw folders as an external test, and at an assumed prevalence."""
 
 from __future__ import annotations
 
