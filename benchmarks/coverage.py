@@ -21,6 +21,7 @@ from scipy.stats import norm
 from cxr_ray.evaluation.delong import auroc_of_labels
 from cxr_ray.evaluation.metrics import compute_metrics
 from cxr_ray.labels import LabelSet
+from cxr_ray.training.run import hardware, versions
 
 LABELS = LabelSet(("disease",), "multilabel")
 EFFECT, MOST_IMAGES = 1.5, 6
@@ -79,7 +80,8 @@ def main() -> None:
     by_patient = [share for name, share in shares.items() if name.startswith("bootstrap_patients")]
     summary = {"images": images, "least": min(by_patient), "most": max(by_patient), "seconds": time.perf_counter() - start}
     if arguments.json:
-        print(json.dumps({**facts, **summary, **shares}))
+        named = {f"{name}_version": version for name, version in versions().items()}
+        print(json.dumps({**facts, **summary, **shares, "date": time.strftime("%Y-%m-%d"), **hardware(), **named}))
         return
     print(f"{arguments.repeats} studies of {arguments.patients} patients, {images:.0f} images on average; {summary['seconds']:.0f} s")
     for name, share in shares.items():
