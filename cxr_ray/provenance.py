@@ -63,7 +63,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Chain:
-    """What is to be verified; each but the bundle may be left out.
+    """What is to be verified; each but the bundle may be left out. What was read is kept: ask a new one after a change.
 
     Args:
         bundle: BUNDLE.

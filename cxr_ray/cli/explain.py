@@ -72,7 +72,7 @@ def _explained(predictor: Predictor, image: str, label: str | None, method: str,
         return {"file": image, "error": error.reason}
     names = predictor.bundle.labels.names
     probabilities, (verdict,) = predictor.predict_checked(pixels[None])
-    found = explain(predictor.model, pixels, names.index(label) if label is not None else None, method)
+    found = explain(predictor.model, pixels, names.index(label) if label is not None else int(probabilities[0].argmax()), method)
     stem = f"{number:03d}-{PurePosixPath(image).stem}"
     storage.write_bytes(storage.join(out, f"{stem}-overlay.png"), overlay_png(pixels, found.heat_HW))
     storage.write_bytes(storage.join(out, f"{stem}-heat.png"), grey_png(found.heat_HW))

@@ -89,7 +89,7 @@ def _evaluate_external(
     theirs = parse_mapping(mapping)
     source = read_source(data, format, parse_settings(SourceOptions, apply_overrides({}, options), where="--option"))
     found = in_our_labels(source, subject.labels, theirs)
-    for note in (*source.notes, *found.notes):
+    for note in source.notes:
         console.say(note)
     with connected(None), console.progress("ingest") as meter:
 

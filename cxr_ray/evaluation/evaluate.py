@@ -161,6 +161,24 @@ def evaluate(
     metrics["model"] = dict(subject.identity)
     metrics["dataset"] = {"name": dataset.manifest.name, "fingerprint": dataset.manifest.fingerprint}
     metrics["warnings"] = warnings
+    page = _page(subject, dataset, split, metrics, probabilities, targets, seed=seed)
+    write_predictions(storage.join(out, PREDICTIONS), table, probabilities, targets, dataset.labels, adjusted=adjusted)
+    storage.write_bytes(storage.join(out, REPORT), page.encode())
+    storage.write_json(storage.join(out, METRICS), metrics)
+    return metrics
+
+
+def _page(
+    subject: Subject,
+    dataset: Dataset,
+    split: str,
+    metrics: dict[str, Any],
+    probabilities: NDArray[Any],
+    targets: NDArray[Any],
+    *,
+    seed: int,
+) -> str:
+    """``report.html``; the pixels of the few images that it shows are read again."""
     cuts = subject.thresholds
     chosen = choose_samples(probabilities, targets, dataset.labels, thresholds=cuts, seed=seed)
     shown = _pixels_of(dataset, split, {row for rows in chosen.values() for row in rows})
@@ -168,7 +186,7 @@ def evaluate(
         kind: [describe(row, shown[row], probabilities, targets, dataset.labels, thresholds=cuts) for row in rows]
         for kind, rows in chosen.items()
     }
-    page = render_report(
+    return render_report(
         title=f"{subject.name} on {dataset.manifest.name}",
         metrics=metrics,
         probabilities=probabilities,
@@ -183,12 +201,8 @@ def evaluate(
             "Split policy": dataset.manifest.policy,
             "Preprocessing": dataset.manifest.preprocess_fingerprint,
         },
-        warnings=warnings,
+        warnings=metrics["warnings"],
     )
-    write_predictions(storage.join(out, PREDICTIONS), table, probabilities, targets, dataset.labels, adjusted=adjusted)
-    storage.write_bytes(storage.join(out, REPORT), page.encode())
-    storage.write_json(storage.join(out, METRICS), metrics)
-    return metrics
 
 
 def tables(

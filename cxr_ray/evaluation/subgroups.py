@@ -20,8 +20,15 @@ from cxr_ray.labels import LabelSet
 from cxr_ray.models.decision import Cuts
 
 ATTRIBUTES: Final = ("sex", "age", "view", "source")
-BANDS: Final = ((0, 1), (1, 6), (6, 18), (18, 40), (40, 65), (65, 200))
-"""Years, the first included, the last not."""
+BANDS: Final = (
+    ("under 1 year", 0, 1),
+    ("1 to 5 years", 1, 6),
+    ("6 to 17 years", 6, 18),
+    ("18 to 39 years", 18, 40),
+    ("40 to 64 years", 40, 65),
+    ("65 years and older", 65, 200),
+)
+"""Name, from, and up to but not including, in years."""
 LEAST_IMAGES: Final = 20
 LEAST_PATIENTS: Final = 5
 WHOLE, EACH = ("accuracy", "macro_auroc"), ("auroc", "sensitivity", "specificity")
@@ -36,9 +43,7 @@ def attributes(table: Mapping[str, Sequence[Any]]) -> dict[str, NDArray[np.str_]
 def _band(years: float | None) -> str:
     if years is None or years != years:
         return ""
-    return next(
-        (f"{low} to {high - 1} years" if high < 200 else f"{low} years and older" for low, high in BANDS if low <= years < high), ""
-    )
+    return next((name for name, low, high in BANDS if low <= years < high), "")
 
 
 def subgroups(

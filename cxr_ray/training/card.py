@@ -61,7 +61,7 @@ def model_card(
         "",
         "## How good it is",
         "",
-        *_figures(metrics),
+        *_figures(metrics, calibrated=not isinstance(calibration, str)),
         "",
         "## Calibration",
         "",
@@ -140,12 +140,14 @@ def _calibration(calibration: Calibration | str) -> list[str]:
     ]
 
 
-def _figures(metrics: dict[str, Any] | None) -> list[str]:
+def _figures(metrics: dict[str, Any] | None, *, calibrated: bool) -> list[str]:
     if metrics is None:
         return ["Not evaluated: exported without a report."]
     lines = [f"Part {metrics['split']} of {metrics['dataset']['name']}: {metrics['n']} images of {metrics['patients']} patients."]
     if "folds" in metrics:
         lines += ["Each image was scored by the one fold that held it out: these are figures of single folds, not of the ensemble."]
+    if calibrated and metrics.get("calibration") is None:
+        lines += ["They are of the probabilities as the model says them, before calibration: `evaluate` this bundle for those it answers."]
     lines += ["Intervals (95 %) come from a bootstrap over patients.", "", "| figure | value | 95 % |", "|---|---|---|"]
     for key in ("accuracy", "macro_f1", "macro_auroc", "ece"):
         figure = metrics[key]

@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from readme_line import KEY, ROOT, URL, commands, shell_blocks
@@ -75,18 +76,21 @@ def answers(path: Path) -> dict[str, dict[str, float]]:
 
 
 def test_training_and_serving_give_the_same_probabilities(line: dict[str, Any]) -> None:
-    """Evaluation reads the DATASET's pixels; predict and serve decode the files themselves."""
+    """Evaluation of the RUN reads the DATASET's pixels; predict and serve decode the files themselves, and calibrate as the BUNDLE says."""
     import hashlib
+
+    from cxr_ray.bundle import read_bundle
 
     folder = line["folder"]
     offline = answers(folder / "predictions.csv")
     by_digest = {hashlib.sha256((folder / "xrays" / file).read_bytes()).hexdigest(): (file, value) for file, value in offline.items()}
     evaluated = pq.read_table(folder / "report" / "predictions.parquet").to_pylist()
     assert len(evaluated) > 20
-    for row in evaluated:
+    bundle = read_bundle(str(folder / "bundle"))
+    raw = np.array([[row[f"p_{label}"] for label in bundle.labels.names] for row in evaluated], dtype=np.float32)
+    for row, answered in zip(evaluated, bundle.answers(raw), strict=True):
         file, value = by_digest[row["image_id"]]
-        for label, probability in value.items():
-            assert probability == pytest.approx(row[f"p_{label}"], abs=1e-5), file
+        assert [value[label] for label in bundle.labels.names] == pytest.approx(answered.tolist(), abs=1e-5), file
     for row in evaluated[:8]:
         file, value = by_digest[row["image_id"]]
         request = urllib.request.Request(

@@ -114,7 +114,7 @@ def local_reader(predictor: Predictor, *, picture: bool) -> Reader:
         seen = None
         if picture:
             with lock:
-                found = explain(predictor.model, image)
+                found = explain(predictor.model, image, int(probabilities[0].argmax()))
             seen = heat_map(manifest.labels[found.label], overlay_png(image, found.heat_HW))
         return Reading(findings, manifest.name, predictor.bundle.version, remarks(manifest.unsound), seen)
 

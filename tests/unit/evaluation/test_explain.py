@@ -62,7 +62,7 @@ def planted() -> Planted:
     model = build()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     model.train()
-    for step in range(100):
+    for step in range(150):
         images, labels, _ = draw(16, seed=step)
         loss = F.cross_entropy(model(torch.from_numpy(images)), torch.from_numpy(labels))
         optimizer.zero_grad()

@@ -73,6 +73,6 @@ def test_groups_of_the_columns() -> None:
         "sex": ["F", ""],
         "view": ["PA", "AP"],
         "source": ["a", "a"],
-        "age": ["0 to 0 years", "65 years and older"],
+        "age": ["under 1 year", "65 years and older"],
     }
     assert attributes({"sex": [None], "view": [None], "source": ["a"], "age": [float("nan")]})["age"].tolist() == [""]

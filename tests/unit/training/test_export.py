@@ -272,6 +272,12 @@ def test_calibration_is_fitted_on_the_validation_part_before_the_thresholds(
     np.testing.assert_allclose(
         Predictor(read_bundle(out)).predict_checked(images)[0], calibration.apply(scores(run, data.split, "test"), "multilabel"), atol=1e-6
     )
+    nothing = {key: {"value": None, "ci95": None} for key in ("accuracy", "macro_f1", "macro_auroc", "ece")}
+    metrics = {"labels": list(FINDINGS.names), "split": "test", "dataset": {"name": "noise"}, "n": 4, "patients": 4, "reliability": {}}
+    storage.write_json(str(tmp_path / "report" / "metrics.json"), {**metrics, **nothing})
+    ran(capsys, run, "--out", out, "--overwrite", "--report", str(tmp_path / "report"))
+    assert "before calibration: `evaluate` this bundle" in (tmp_path / "bundle" / "README.md").read_text()
+    assert "reliability" not in (read_bundle(out).manifest.metrics or {}), "tables stay in the report"
     plain = ran(capsys, run, "--out", out, "--overwrite", "--calibrate", "none")
     assert plain["calibration"] is None
     assert plain["version"] != answer["version"]
