@@ -6,14 +6,12 @@ Shapes: R resamples or shuffles, N images, K labels, L levels of a facet.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-LEVEL: Final = 0.99
-"""A figure is above chance where it exceeds this quantile of the shuffled ones."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +40,10 @@ class Draws:
         return cls(times[:, cluster].astype(np.float64), shuffles)
 
 
-def interval(values_R: Floats) -> tuple[float, float]:
-    """The middle 95 %; undefined resamples are left out."""
-    low, high = np.nanpercentile(values_R, [2.5, 97.5])
-    return float(low), float(high)
+def interval(values_R: Floats, bias: float = 0.0) -> tuple[float, float]:
+    """The middle 95 %, less ``bias``, within 0..1 where there is one; undefined resamples are left out."""
+    low, high = np.nanpercentile(values_R, [2.5, 97.5]) - bias
+    return (float(low), float(high)) if not bias else (float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1)))
 
 
 def auroc(scores_N: Floats, positive_RN: Floats, negative_RN: Floats) -> Floats:

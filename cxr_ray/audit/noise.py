@@ -1,8 +1,8 @@
 """Labels that are probably wrong: confident learning (Northcutt, Jiang and Chuang 2021) with a cheap classifier.
 
 The classifier is the logistic regression of :mod:`cxr_ray.audit.probes` on small pictures. What it cannot tell apart looks to it like
-noise, so the estimate is an upper one, and is not given where it tells the classes apart too badly. Where we differ from the paper: a
-count by confident thresholds, without its pruning; several labels are taken one by one.
+noise, so the estimate is an upper one, and is not given where it tells the classes apart too badly. Where we differ from the paper: the
+share is of all images that confidently belong to some class, not calibrated class by class; several labels are taken one by one.
 
 Shapes: N images, C classes of one question, R resamples.
 """
@@ -41,14 +41,14 @@ class Doubt:
 
 
 def doubtful(probabilities_NC: Floats, given_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(N,) the class that an image confidently belongs to (eq. 1 and 2 of the paper); its own where there is none, or it is unknown (-1).
+    """(N,) the class that an image confidently belongs to (eq. 1 and 2 of the paper); -1 where there is none, or its label is unknown (-1).
 
     A class's threshold is the mean probability that its own images give it.
     """
     classes = probabilities_NC.shape[1]
     limits = np.array([probabilities_NC[given_N == kind, kind].mean() if (given_N == kind).any() else np.inf for kind in range(classes)])
     confident = np.where(probabilities_NC >= limits, probabilities_NC, -1.0)
-    return np.where((given_N >= 0) & (confident.max(axis=1) >= 0), confident.argmax(axis=1), given_N)
+    return np.where((given_N >= 0) & (confident.max(axis=1) >= 0), confident.argmax(axis=1), -1)
 
 
 def check_noise(sample: Sample, folds: Folds | None, draws: Draws) -> tuple[Check, list[Doubt]]:
@@ -91,7 +91,7 @@ def check_noise(sample: Sample, folds: Folds | None, draws: Draws) -> tuple[Chec
 
 
 def _all_questions(sample: Sample, folds: Folds, scores: Floats) -> tuple[Floats, Floats, list[Doubt]]:
-    """(N,) doubtful and (N,) known labels of each image, and the worst of the doubts."""
+    """(N,) doubtful labels of each image, (N,) those one can be confident of, and the worst of the doubts."""
     names = sample.labels.names
     if sample.labels.task == "multiclass":
         asked: list[tuple[Floats, NDArray[np.int64], tuple[str, ...]]] = [(np.nan_to_num(scores), sample.targets, names)]
@@ -108,8 +108,8 @@ def _all_questions(sample: Sample, folds: Folds, scores: Floats) -> tuple[Floats
     found: list[tuple[float, Doubt]] = []
     for probabilities, given, words in asked:
         suggested = doubtful(probabilities, given)
-        other = suggested != given
-        wrong, known = wrong + other, known + (given >= 0)
+        other = (suggested >= 0) & (suggested != given)
+        wrong, known = wrong + other, known + (suggested >= 0)
         for row in np.flatnonzero(other).tolist():
             chance, own = float(probabilities[row, suggested[row]]), float(probabilities[row, given[row]])
             found.append((own - chance, Doubt(row, words[given[row]], words[suggested[row]], chance)))
