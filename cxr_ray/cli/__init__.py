@@ -31,6 +31,7 @@ def _register() -> None:
     from cxr_ray.cli import (
         ask,
         cluster,
+        compare,
         data,
         demo,
         dicom,
@@ -44,9 +45,28 @@ def _register() -> None:
         synthesis,
         train,
         tune,
+        verify,
     )
 
-    stages = (demo, data, synthesis, train, tune, select, models, explain, reproduce, service, ask, keys, dicom, cluster, inspect)
+    stages = (
+        demo,
+        data,
+        synthesis,
+        train,
+        tune,
+        select,
+        models,
+        compare,
+        verify,
+        explain,
+        reproduce,
+        service,
+        ask,
+        keys,
+        dicom,
+        cluster,
+        inspect,
+    )
     for module in stages:
         module.register(app)
 

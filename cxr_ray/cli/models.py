@@ -1,4 +1,4 @@
-"""``evaluate``, ``export`` and ``compare``: RUN in, REPORT and BUNDLE out; two REPORTs in, their difference out."""
+"""``evaluate`` and ``export``: RUN in, REPORT and BUNDLE out."""
 
 from __future__ import annotations
 
@@ -25,14 +25,19 @@ def register(app: typer.Typer) -> None:
     """Add this file's commands."""
     app.command()(evaluate)
     app.command()(export)
-    app.command()(compare)
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="RUN or BUNDLE.")],
-    data: Annotated[str, typer.Option(help="DATASET.")],
+    data: Annotated[str, typer.Option(help="DATASET; or a folder or table of X-rays that `ingest` reads: an external test.")],
     out: Annotated[str, typer.Option(help="REPORT folder to write: metrics.json, predictions.parquet, report.html.")],
-    split: Annotated[str, typer.Option(help="Part to score.")] = "test",
+    split: Annotated[str, typer.Option(help="Part to score, of a DATASET.")] = "test",
+    prevalence: Annotated[
+        str | None, typer.Option(help="Predictive values where labels are as common as LABEL=SHARE,LABEL=SHARE says. An assumption.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="External: layout, as of `ingest`.")] = "auto",
+    map: Annotated[str | None, typer.Option(help="External: THEIRS=OURS,THEIRS=OURS; labels of one name need no entry.")] = None,
+    option: Annotated[list[str] | None, typer.Option("--option", "-o", help="External: adapter option KEY=VALUE, as of `ingest`.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 1000,
     json: Json = False,
@@ -44,15 +49,57 @@ def evaluate(
     """
     from cxr_ray import storage
     from cxr_ray.bundle import MANIFEST
-    from cxr_ray.data.shards import open_dataset
-    from cxr_ray.evaluation.evaluate import evaluate as run_evaluate
+    from cxr_ray.data import manifest
+    from cxr_ray.evaluation.prevalence import parse_prevalence
 
     subject = _subject(model)
-    metrics = run_evaluate(subject, open_dataset(data), out, split=split, seed=seed, resamples=resamples)
+    settings: dict[str, Any] = {"seed": seed, "resamples": resamples}
+    settings["prevalence"] = parse_prevalence(prevalence, subject.labels) if prevalence is not None else None
+    external = not storage.exists(storage.join(data, manifest.MANIFEST))
+    if not external and (map is not None or option or format != "auto"):
+        raise ConfigError(["--format, --map and -o are for folders of images"], where=f"{data}, a DATASET")
+    metrics = (
+        _evaluate_external(subject, data, out, format, map, option or [], settings)
+        if external
+        else _evaluate_part(subject, data, out, split, settings)
+    )
     say_metrics(metrics)
     console.say(f"report: {storage.join(out, 'report.html')}")
     exported = storage.exists(storage.join(model, MANIFEST))
     console.result(metrics, next_step=f"cxr-ray serve {model}" if exported else f"cxr-ray export {model} --out BUNDLE --report {out}")
+
+
+def _evaluate_part(subject: Subject, data: str, out: str, split: str, settings: dict[str, Any]) -> dict[str, Any]:
+    from cxr_ray.data.shards import open_dataset
+    from cxr_ray.evaluation.evaluate import evaluate
+
+    return evaluate(subject, open_dataset(data), out, split=split, **settings)
+
+
+def _evaluate_external(
+    subject: Subject, data: str, out: str, format: str, mapping: str | None, options: list[str], settings: dict[str, Any]
+) -> dict[str, Any]:
+    from cxr_ray.cluster import connected
+    from cxr_ray.data.progress import IngestProgress
+    from cxr_ray.data.sources import SourceOptions, read_source
+    from cxr_ray.evaluation.evaluate import evaluate
+    from cxr_ray.evaluation.external import PART, in_our_labels, ingested, parse_mapping
+    from cxr_ray.settings import apply_overrides, parse_settings
+
+    theirs = parse_mapping(mapping)
+    source = read_source(data, format, parse_settings(SourceOptions, apply_overrides({}, options), where="--option"))
+    found = in_our_labels(source, subject.labels, theirs)
+    for note in (*source.notes, *found.notes):
+        console.say(note)
+    with connected(None), console.progress("ingest") as meter:
+
+        def show(step: IngestProgress) -> None:
+            meter.update(step.done, step.total, step.stage)
+
+        with ingested(found, subject.preprocess, show) as dataset:
+            left_out = dataset.manifest.quarantined
+            notes = [*found.notes, *([f"{left_out} files could not be used."] if left_out else [])]
+            return evaluate(subject, dataset, out, split=PART, part=f"external: all of {source.name}", notes=notes, **settings)
 
 
 def _subject(location: str) -> Subject:
@@ -218,44 +265,3 @@ def _gate(plan: Export, data: str | None) -> tuple[Gate | None, str]:
     alarms = gate.record.false_alarms["any"]
     console.say(f"input gate: fitted on {gate.record.n} images, refuses {alarms:.1%} of {gate.record.n_held_out} held-out ones")
     return gate, ""
-
-
-def compare(
-    a: Annotated[str, typer.Argument(help="REPORT or cross-validation directory.")],
-    b: Annotated[str, typer.Argument(help="Another, of the same images.")],
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
-    resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 1000,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Say how far two models are apart on the same images: the difference with its interval, and McNemar's test.
-
-    Example: cxr-ray compare report-a report-b
-    """
-    from cxr_ray.evaluation.paired import compare as run_compare
-
-    found = run_compare(a, b, seed=seed, resamples=resamples)
-    names = {"accuracy": "accuracy", "macro_f1": "macro F1", "macro_auroc": "macro AUROC"}
-    console.table(
-        f"{found['n']} images of {found['patients']} patients; 95 % intervals by patient, the same patients drawn for both",
-        ["figure", f"A {a}", f"B {b}", "A - B"],
-        [[name, *(_told(found["figures"][key][side]) for side in ("a", "b", "difference"))] for key, name in names.items()],
-    )
-    console.table(
-        "McNemar's exact test (images taken as independent)",
-        ["right", "both", "A alone", "B alone", "neither", "p"],
-        [
-            [name, *(str(test[key]) for key in ("both_right", "only_a_right", "only_b_right", "both_wrong")), f"{test['p']:.4g}"]
-            for name, test in found["mcnemar"].items()
-        ],
-    )
-    for warning in found["warnings"]:
-        console.say(f"[bold yellow]note:[/] {warning}")
-    console.result(found)
-
-
-def _told(figure: dict[str, Any]) -> str:
-    if figure["value"] is None:
-        return "undefined"
-    low, high = figure["ci95"] or (float("nan"), float("nan"))
-    return f"{figure['value']:.4f} [{low:.4f}, {high:.4f}]"

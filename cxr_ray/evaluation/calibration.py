@@ -31,6 +31,8 @@ LEAST: Final = 50
 FOLDS: Final = 5
 _TEMPERATURES: Final = (0.05, 20.0)
 _TINY: Final = 1e-12
+_GAIN: Final = 1e-6
+"""What log-loss must fall by, so that rounding is no gain."""
 
 
 def calibrate(
@@ -74,7 +76,7 @@ def calibrate(
     crossed = {method: _cross_fitted(said, truth, patients, labels, method, part, seed) for method in methods}
     after = {method: calibration_scores(found, truth, labels.task) for method, found in crossed.items()}
     best = min(after, key=lambda method: after[method].log_loss)
-    if choice == "auto" and after[best].log_loss >= before.log_loss:
+    if choice == "auto" and before.log_loss - after[best].log_loss < _GAIN:
         return None
     facts = {"fitted_on": part, "n": len(said), "patients": count, "before": before, "after": after[best]}
     return Calibration(method=best, **_fitted(said, truth, labels.task, best), **facts)  # type: ignore[arg-type]

@@ -116,6 +116,7 @@ def evaluate(
     out: str,
     *,
     split: str = "test",
+    part: str | None = None,
     seed: int = 0,
     resamples: int = 1000,
     prevalence: Mapping[str, float] | None = None,
@@ -128,6 +129,7 @@ def evaluate(
         dataset: Images and truth.
         out: REPORT.
         split: Part of the DATASET.
+        part: What the report calls it; None: its name.
         seed: Of the bootstrap.
         resamples: How many samples of patients are drawn.
         prevalence: Assumed share of labels elsewhere; see :mod:`cxr_ray.evaluation.prevalence`.
@@ -147,7 +149,7 @@ def evaluate(
     probabilities = raw if subject.calibration is None else subject.calibration.apply(raw, dataset.labels.task)
     targets = targets_of(table, dataset.labels)
     scored = probabilities, targets, table.column("patient_id").to_pylist(), dataset.labels
-    metrics = compute_metrics(*scored, split=split, thresholds=subject.thresholds, seed=seed, resamples=resamples)
+    metrics = compute_metrics(*scored, split=part or split, thresholds=subject.thresholds, seed=seed, resamples=resamples)
     metrics |= tables(subject, table, *scored, raw=raw, seed=seed, resamples=resamples)
     adjusted = None
     if prevalence:

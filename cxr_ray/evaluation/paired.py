@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from cxr_ray import storage
 from cxr_ray.data.columns import targets_of
 from cxr_ray.errors import DatasetError, StorageError
+from cxr_ray.evaluation.delong import auroc_difference
 from cxr_ray.evaluation.evaluate import METRICS, PREDICTIONS
 from cxr_ray.evaluation.metrics import bootstrap
 from cxr_ray.evaluation.weighted import figure
@@ -176,8 +177,9 @@ def paired_difference(
         resamples: How many samples of patients are drawn; each is the same for both models.
 
     Returns:
-        ``{n, patients, figures: {accuracy|macro_f1|macro_auroc: {a, b, difference}}, mcnemar: {…}, bootstrap}``. A figure is
-        ``{"value", "ci95"}``; a difference above 0 speaks for ``a``. ``mcnemar`` has one test ``accuracy`` (multiclass) or one a
+        ``{n, patients, figures: {accuracy|macro_f1|macro_auroc: {a, b, difference}}, delong: {…}, mcnemar: {…}, bootstrap}``. A figure is
+        ``{"value", "ci95"}``, a difference has ``p``, too (:func:`bootstrap_p`); one above 0 speaks for ``a``. ``delong`` compares each
+        label's areas (:func:`cxr_ray.evaluation.delong.auroc_difference`). ``mcnemar`` has one test ``accuracy`` (multiclass) or one a
         label: see :func:`mcnemar`.
 
     Raises:
@@ -197,13 +199,29 @@ def paired_difference(
             name: {
                 "a": figure(point_a[name], spread_a[name]),
                 "b": figure(point_b[name], spread_b[name]),
-                "difference": figure(point_a[name] - point_b[name], spread_a[name] - spread_b[name]),
+                "difference": {
+                    **figure(point_a[name] - point_b[name], spread_a[name] - spread_b[name]),
+                    "p": bootstrap_p(spread_a[name] - spread_b[name]),
+                },
             }
             for name in FIGURES
         },
+        "delong": auroc_difference(a, b, targets, patients, labels),
         "mcnemar": _tests(np.asarray(a), np.asarray(b), np.asarray(targets), labels, thresholds),
         "bootstrap": {"unit": "patient", "resamples": resamples, "seed": seed},
     }
+
+
+def bootstrap_p(differences: NDArray[np.float64]) -> float | None:
+    """Two-sided p value of a difference from its resamples (R,): twice the smaller share beyond 0, at least 2 / (R + 1).
+
+    None where the difference is undefined in every resample.
+    """
+    defined = differences[np.isfinite(differences)]
+    if not len(defined):
+        return None
+    beyond = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
+    return min(1.0, 2 * (beyond + 1) / (len(defined) + 1))
 
 
 def mcnemar(a_right: NDArray[np.bool_], b_right: NDArray[np.bool_]) -> dict[str, Any]:

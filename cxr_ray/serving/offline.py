@@ -16,10 +16,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cxr_ray import storage
-from cxr_ray.bundle import read_bundle
+from cxr_ray.bundle import Bundle, read_bundle
 from cxr_ray.cpu import use_cores
 from cxr_ray.errors import BundleError, ConfigError, ImageError, SourceError, StorageError
-from cxr_ray.labels import LabelSet
 from cxr_ray.serving.predictor import Prediction, Predictor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", "")
@@ -74,17 +73,18 @@ def _score(batch: dict[str, Any], bundle: str, version: str, root: str) -> pa.Ta
         probabilities, verdict = next(scored) if reason is None else (None, None)
         answers.append(predictor.call(probabilities) if probabilities is not None else None)
         gate.append(verdict.reason or "ok" if verdict is not None else None)
-    return _rows(files, answers, reasons, gate, predictor.bundle.labels)
+    return _rows(files, answers, reasons, gate, predictor.bundle)
 
 
-def _rows(files: list[str], answers: list[Any], reasons: list[str | None], gate: list[str | None], labels: LabelSet) -> pa.Table:
+def _rows(files: list[str], answers: list[Any], reasons: list[str | None], gate: list[str | None], bundle: Bundle) -> pa.Table:
     columns = {
         "file": pa.array(files, pa.string()),
         "labels": pa.array(["|".join(answer.labels) if answer else None for answer in answers], pa.string()),
         "error": pa.array(reasons, pa.string()),
         "gate": pa.array(gate, pa.string()),
+        "model_version": pa.array([bundle.version] * len(files), pa.string()),
     }
-    for name in labels.names:
+    for name in bundle.labels.names:
         columns[f"p_{name}"] = pa.array([answer.probabilities[name] if answer else None for answer in answers], pa.float32())
     return pa.table(columns)
 
@@ -98,7 +98,7 @@ def predict_folder(
         bundle: BUNDLE that every worker can read.
         source: Folder, searched to any depth, or one file; a local path or a URI.
         out: ``.parquet`` or ``.csv``: columns ``file`` (below ``source``), ``labels`` (``A|B``), ``error`` (reason, or empty), ``gate``
-            (``ok``, or why the bundle's input gate would refuse the image; empty without a gate), ``p_<label>`` (0..1).
+            (``ok``, or why the bundle's input gate would refuse the image; empty without a gate), ``model_version``, ``p_<label>`` (0..1).
         batch_size: Images a forward pass.
         report: Called with images done and in all.
 

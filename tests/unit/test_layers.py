@@ -34,10 +34,11 @@ ALLOWED |= {
     "jobs": {"errors", "storage", "cluster"},
     "reproduction": _BASE | {"data", "models", "bundle", "training", "evaluation"},
     "serving": {"errors", "labels", "settings", "config", "storage", "cluster", "cpu", "imaging", "models", "bundle", "evaluation.explain"},
+    "provenance": _BASE | {"data", "models", "bundle", "training", "evaluation", "serving.predictor"},
     "client": {"errors", "serving.schema"},
     "cli": _BASE
     | {"data", "models", "bundle", "training", "evaluation", "audit", "evidence"}
-    | {"synthesis", "reproduction", "tuning", "jobs", "serving", "client"},
+    | {"synthesis", "reproduction", "tuning", "jobs", "serving", "client", "provenance"},
     "__init__": set(),
     "__main__": {"cli"},
 }

@@ -80,7 +80,7 @@ def test_the_same_patients_are_drawn_for_both() -> None:
     a = noisy(logits, 1, 0.2)
     same = paired_difference(a, a, targets, patients, THREE)
     for figure in same["figures"].values():
-        assert figure["difference"] == {"value": 0.0, "ci95": [0.0, 0.0]}
+        assert figure["difference"] == {"value": 0.0, "ci95": [0.0, 0.0], "p": 1.0}
         assert figure["a"]["ci95"][0] < figure["a"]["ci95"][1]
     near = noisy(logits, 2, 0.2)
     found = paired_difference(a, near, targets, patients, THREE)["figures"]["macro_auroc"]
@@ -151,7 +151,7 @@ def test_reports_and_cross_validations_are_joined_on_the_images(tmp_path: Path, 
     a = write_report(tmp_path / "a", ids, patients, targets, scores, labels)
     b = write_folds(tmp_path / "b", [ids[row] for row in rows], patients[rows], targets[rows], scores[rows], labels)
     found = compare(a, b, resamples=50)
-    assert [figure["difference"] for figure in found["figures"].values()] == [{"value": 0.0, "ci95": [0.0, 0.0]}] * 3
+    assert [figure["difference"] for figure in found["figures"].values()] == [{"value": 0.0, "ci95": [0.0, 0.0], "p": 1.0}] * 3
     assert found["warnings"] == [f"{a}: mind the gap"]
     cuts = read_scored(a).thresholds
     assert cuts is None if labels is THREE else np.array_equal(cuts, np.full((60, 2), 0.5))
