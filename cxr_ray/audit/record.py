@@ -46,6 +46,12 @@ class AuditRecord(Settings):
     dataset_fingerprint: str
     """Of the DATASET that was looked at."""
     seed: int
+    images: int | None = None
+    """Images that the probes looked at; None: the checks say so themselves."""
+    of_images: int | None = None
+    """Images they were drawn from."""
+    quick: bool = False
+    """A quick audit of a DATASET: fewer images, copies as ingest counted them."""
     verdict: Verdict
     """The worst of the checks'."""
     checks: tuple[Check, ...]

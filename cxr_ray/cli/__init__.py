@@ -30,6 +30,7 @@ app = typer.Typer(
 def _register() -> None:
     from cxr_ray.cli import (
         ask,
+        audit,
         cluster,
         compare,
         data,
@@ -39,6 +40,7 @@ def _register() -> None:
         inspect,
         keys,
         models,
+        report,
         reproduce,
         select,
         service,
@@ -51,6 +53,7 @@ def _register() -> None:
     stages = (
         demo,
         data,
+        audit,
         synthesis,
         train,
         tune,
@@ -58,6 +61,7 @@ def _register() -> None:
         models,
         compare,
         verify,
+        report,
         explain,
         reproduce,
         service,

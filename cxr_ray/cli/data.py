@@ -21,6 +21,14 @@ class PhantomTask(StrEnum):
     multilabel = "multilabel"
 
 
+class PlantKind(StrEnum):
+    """Shortcuts."""
+
+    marker = "marker"
+    brightness = "brightness"
+    hospital = "hospital"
+
+
 class Equalize(StrEnum):
     """Histogram methods."""
 
@@ -48,6 +56,10 @@ def phantoms(
     task: Annotated[PhantomTask, typer.Option(help="covid, croup or multilabel.")] = PhantomTask.covid,
     count: Annotated[int, typer.Option(min=12, help="Good images, before planted copies and corrupt files.")] = 600,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    plant: Annotated[
+        PlantKind | None, typer.Option(help="A shortcut: a corner marker a class, brightness by class, a hospital a class.")
+    ] = None,
+    strength: Annotated[float, typer.Option(min=0.0, max=1.0, help="With --plant: how often it goes with the label.")] = 1.0,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -55,12 +67,14 @@ def phantoms(
 
     Example: cxr-ray phantoms --out xrays --task covid --count 600
     """
-    from cxr_ray.data.phantoms import write_phantoms
+    from cxr_ray.data.phantoms import Plant, write_phantoms
 
-    summary = write_phantoms(out, task=task.value, count=count, seed=seed)
+    shortcut = None if plant is None else Plant(plant.value, strength)
+    summary = write_phantoms(out, task=task.value, count=count, seed=seed, plant=shortcut)
     console.say(
         f"drew {summary.images} images of {summary.patients} patients in {out}; "
         f"planted {summary.copies} copies and {summary.corrupt} corrupt files"
+        + (f", and {shortcut.kind} by class with strength {shortcut.strength:g}" if shortcut is not None else "")
     )
     console.result(
         {

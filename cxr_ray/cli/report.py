@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,10 +48,14 @@ def report(
     from cxr_ray.evaluation.explain import BEST, METHODS
     from cxr_ray.evidence.report import write_report
     from cxr_ray.settings import parse_settings
+    from cxr_ray.training.run import open_run
 
     if method is not None and method not in METHODS:
         raise ConfigError([f"{method!r} is unknown; valid: {', '.join(METHODS)}"], where="--method")
-    subject, dataset = subject_at(model, run), open_dataset(data)
+    subject, dataset = subject_at(model), open_dataset(data)
+    if run is not None:
+        trained = open_run(run)
+        subject = replace(subject, history=[asdict(record) for record in trained.history()], best_epoch=trained.best().epoch)
     audits = [parse_settings(AuditRecord, storage.read_json(path), where=path) for path in audit or ()]
     known = _known(model, run, dataset, split)
     metrics = write_report(subject, dataset, out, known, split=split, seed=seed, resamples=resamples, method=method or BEST, audits=audits)

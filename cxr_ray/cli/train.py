@@ -10,12 +10,14 @@ import typer
 
 from cxr_ray import storage
 from cxr_ray.cli import console
+from cxr_ray.cli.audit import Audit, AuditOption, audited
 from cxr_ray.cli.console import Debug, Json
 from cxr_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from cxr_ray.config import Recipe
     from cxr_ray.training.progress import TrainProgress
+    from cxr_ray.training.run import AuditNote
 
 
 FOLD_FIGURES = ("accuracy", "macro_f1", "macro_auroc")
@@ -46,6 +48,7 @@ def train(
     without_rnn: Annotated[bool, typer.Option("--without-rnn", help="The recipe's control: its network and budget, no RNN.")] = False,
     track: Annotated[list[str] | None, typer.Option(help="mlflow or wandb, beside TensorBoard; repeatable.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a RUN that stands at --out.")] = False,
+    audit: AuditOption = Audit.auto,
     address: Annotated[str | None, typer.Option(help="Ray cluster; default: one on this machine.")] = None,
     json: Json = False,
     debug: Debug = False,
@@ -72,9 +75,20 @@ def train(
     settings = load_recipe(recipe, overrides or [])
     if without_rnn:
         settings = settings.without_rnn()
+    note = audited(data, out, skip=audit is Audit.skip, overwrite=overwrite)
     with connected(address):
         if cv:
-            _cross_validate(settings, data, out, workers=wanted.most, gpu=gpu, parallel=parallel, track=track or (), overwrite=overwrite)
+            _cross_validate(
+                settings,
+                data,
+                out,
+                workers=wanted.most,
+                gpu=gpu,
+                parallel=parallel,
+                track=track or (),
+                overwrite=overwrite,
+                audit=note,
+            )
             return
         from cxr_ray.training.trainer import train as run_train
 
@@ -88,6 +102,7 @@ def train(
             overwrite=overwrite,
             report=show_epoch,
             trackers=track or (),
+            audit=note,
         )
     run = result.run
     best = run.best()
@@ -95,10 +110,13 @@ def train(
         console.say(f"{out} is finished already: the same recipe on the same data")
     kept = f"kept epoch {best.epoch + 1} of {run.manifest.epochs}"
     console.say(kept + (f": {best.metric} {best.value:.4f}" if best.value is not None else " (the last)"))
+    for warning in run.manifest.audit.warnings if run.manifest.audit is not None else ():
+        console.say(f"[bold red]warning:[/] {warning}")
     console.result(
         {
             "run": out,
             "fingerprint": run.manifest.fingerprint,
+            "audit": run.manifest.audit.verdict if run.manifest.audit is not None else None,
             "epochs": run.manifest.epochs,
             "best": {"epoch": best.epoch, "metric": best.metric, "value": best.value},
             "resumed_after": result.resumed_after,
@@ -139,6 +157,7 @@ def _cross_validate(
     parallel: int | None,
     track: Sequence[str],
     overwrite: bool,
+    audit: AuditNote,
 ) -> None:
     from cxr_ray.data.shards import open_dataset
     from cxr_ray.evaluation.crossval import caveats, pooled_metrics
@@ -157,8 +176,9 @@ def _cross_validate(
         overwrite=overwrite,
         report=show,
         trackers=track,
+        audit=audit,
     )
-    found = caveats(done.summary, settings)
+    found = (*caveats(done.summary, settings), *audit.warnings)
     metrics = pooled_metrics(done.predictions(), open_dataset(data), out, recipe=settings.name, warnings=found)
     rows = [[str(fold["fold"]), str(fold["n"]), *(_number(fold[name]) for name in FOLD_FIGURES)] for fold in done.summary["folds"]]
     spread = [f"{metrics['folds'][name]['mean']:.4f} ± {metrics['folds'][name]['sd']:.4f}" for name in FOLD_FIGURES]

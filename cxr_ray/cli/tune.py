@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cxr_ray.cli import console
+from cxr_ray.cli.audit import Audit, AuditOption, audited
 from cxr_ray.cli.console import Debug, Json
 from cxr_ray.cli.train import show_epoch
 from cxr_ray.errors import ConfigError
@@ -39,6 +40,7 @@ def tune(
     fold: Annotated[int | None, typer.Option(min=0, help="Validate on this fold, train on the others.")] = None,
     retrain: Annotated[int | None, typer.Option(min=0, help="Train the winner again with so many other seeds.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Validate the sweep with the data, and stop.")] = False,
+    audit: AuditOption = Audit.auto,
     address: Annotated[str | None, typer.Option(help="Ray cluster; default: one on this machine.")] = None,
     json: Json = False,
     debug: Debug = False,
@@ -58,8 +60,12 @@ def tune(
         console.say(f"{file}: {sweep.planned} trials, {len(sweep.space.parameters)} parameters, valid for {', '.join(datasets.values())}")
         console.result({"sweep": sweep.name, "trials": sweep.planned, "valid": True})
         return
-    from cxr_ray.tuning.sweeping import run_sweep
+    from cxr_ray.tuning.sweeping import check_data, run_sweep
+    from cxr_ray.tuning.trial import location
 
+    check_data(sweep, datasets, fold)
+    first = location(out, 0)
+    notes = {name: audited(where, first, skip=audit is Audit.skip, overwrite=False) for name, where in datasets.items()}
     swept = run_sweep(
         sweep,
         datasets,
@@ -74,6 +80,7 @@ def tune(
         address=address,
         told=_Teller(sweep),
         report=_show_seed,
+        audits=notes,
     )
     _conclude(sweep, swept, out)
 

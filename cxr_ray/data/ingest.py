@@ -198,7 +198,7 @@ def _clear(out: str) -> None:
     """Remove what an earlier ingest wrote, the manifest first."""
     entries = _entries(out)
     for name in sorted(entries, key=lambda name: name != MANIFEST):
-        if name in {MANIFEST, INDEX, QUARANTINE, "train", "val", "test"} or name.startswith("fold-"):
+        if name in {MANIFEST, INDEX, QUARANTINE, "train", "val", "test", "audit"} or name.startswith("fold-"):
             storage.remove(storage.join(out, name))
 
 

@@ -58,6 +58,7 @@ class Subject:
         threshold_origin: How they were chosen.
         calibration: Of the probabilities; None: as the model says them.
         unsound: Why it must not be used; the report says so first.
+        cautions: What the audit of its training data warns of.
         history: A record an epoch; empty where not at hand.
         best_epoch: The epoch kept.
         provenance: Further rows of the report's last table.
@@ -73,6 +74,7 @@ class Subject:
     threshold_origin: ThresholdOrigin | None = None
     calibration: Calibration | None = None
     unsound: str | None = None
+    cautions: Sequence[str] = ()
     history: Sequence[Mapping[str, Any]] = ()
     best_epoch: int | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
@@ -105,6 +107,7 @@ def subject_of_bundle(bundle: Bundle, device: str = "cpu") -> Subject:
         threshold_origin=manifest.threshold_origin,
         calibration=manifest.calibration,
         unsound=manifest.unsound,
+        cautions=tuple(dict.fromkeys(told for member in manifest.members for told in member.provenance.cautions)),
         best_epoch=manifest.members[0].provenance.epoch if alone else None,
         provenance=rows,
     )
@@ -294,6 +297,7 @@ def _warnings(subject: Subject, dataset: Dataset, split: str) -> list[str]:
     found = []
     if subject.unsound is not None:
         found.append(f"This model must not be used: {subject.unsound}")
+    found += subject.cautions
     here = dataset.manifest.fingerprint
     if here not in subject.trained_on:
         found.append("The data are not those of the training run: this is an external test, and copies across the two were not looked for.")

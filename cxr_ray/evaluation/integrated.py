@@ -1,9 +1,9 @@
 """What an image has that its blurred copy lacks, and what each of these details does to a label's logit.
 
-Integrated gradients (Sundararajan 2017) along the straight path from the strongly blurred image to the image, as differences and gradients at
-the network's first convolution, smoothed. Class activation maps are blind here where evidence is read by an RNN: its states spread over all
-later pixels, and gates that are saturated have no gradient left at the end of the path (benchmarks/pointing.py). A path through the first
-convolution has both the resolution of the image and the whole network in it.
+Integrated gradients (Sundararajan 2017) along the straight path from the strongly blurred image to the image, taken at the network's first
+convolution and smoothed. Class activation maps are blind where an RNN reads the evidence: its states spread over all later pixels, and
+gates that are saturated have no gradient left at the end of the path (benchmarks/pointing.py). At the first convolution a map has the
+resolution of the image and the whole network in it.
 """
 
 from __future__ import annotations

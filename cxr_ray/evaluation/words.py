@@ -47,8 +47,8 @@ def methods(metrics: Mapping[str, Any]) -> list[str]:
     """How the figures were made."""
     draws = metrics["bootstrap"]
     found = [
-        f"Intervals are percentiles of {draws['resamples']} resamples of patients, not images (seed {draws['seed']}): images of one patient "
-        "are not independent.",
+        f"Intervals are percentiles of {draws['resamples']} resamples of patients (seed {draws['seed']}), not of images: those of one "
+        "patient are not independent.",
         "Sensitivity, specificity and precision of a label are those of the label against all others, "
         + ("the most probable label being called." if metrics.get("task") != "multilabel" else "at the threshold given in the table."),
     ]

@@ -1,7 +1,7 @@
 """CLAIM 2024 and TRIPOD+AI, filled from what the artefacts say. What software cannot know is left visibly blank.
 
-The items lie in ``checklists/*.yaml``, in our words; an item's ``known`` names a fact of :func:`facts`. A fact that the artefacts at hand do
-not hold is blank, too: nothing is guessed.
+The items lie in ``checklists/*.yaml``, in our words; an item's ``known`` names a fact of :func:`cxr_ray.evidence.facts.facts`. A fact that
+the artefacts at hand do not hold is blank, too: nothing is guessed.
 """
 
 from __future__ import annotations

@@ -73,10 +73,10 @@ def _of_data(data: DatasetManifest) -> dict[str, str | None]:
         + f" (data set {data.name}, fingerprint {data.fingerprint[:12]})."
         if data.sources
         else None,
-        "excluded": f"{data.quarantined} files could not be used; quarantine.csv of the data set has each reason. "
+        "excluded": f"{data.quarantined} files could not be used; its quarantine.csv has each reason. "
         "What was left out before that: to be filled in by the authors.",
-        "preprocessing": f"Grey, {image.height}×{image.width} pixels; equalisation {spec.equalize}, blur {spec.blur or 'none'}, aspect ratio "
-        f"{'kept' if spec.keep_aspect else 'not kept'}; brought to mean 0 and deviation 1 by the training part's statistics "
+        "preprocessing": f"Grey, {image.height}×{image.width} pixels; equalisation {spec.equalize}, blur {spec.blur or 'none'}, aspect "
+        f"ratio {'kept' if spec.keep_aspect else 'not kept'}; brought to mean 0 and deviation 1 by the training part's statistics "
         f"(fingerprint {spec.fingerprint[:12]}).",
         "deidentified": "The data set holds no header, and patients as keyed hashes. Text within the pixels was not looked for.",
         "missing": "Unknown labels are left out of loss and figures, label by label."

@@ -103,7 +103,7 @@ def _sections(subject: Subject, sample: Sample, features: Sequence[Picture], met
             for record in audits
             for check in record.checks
         ]
-        words = "Could the model, or any model of these data, be right for the wrong reasons? Each line is a question, its answer, and what to do."
+        words = "Could this model, or any of these data, be right for the wrong reasons? A line is a question, its answer, and what to do."
         found.append(Section("Audit", words, columns=("Question", "Verdict", "Value", "What it says, what to do"), rows=rows))
     gallery = error_gallery(subject, sample, _calibrated(subject, sample), method)
     found.append(

@@ -38,6 +38,8 @@ class Provenance(Settings):
     versions: dict[str, str]
     trained_on: tuple[str, ...] = ("train", "val")
     """Partitions of the dataset that it learned from or was chosen on: what it may not be judged by."""
+    cautions: tuple[str, ...] = ()
+    """What the audit of the training data warns every reader of."""
 
 
 class Member(Settings):

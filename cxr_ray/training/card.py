@@ -67,6 +67,10 @@ def model_card(
         "",
         *_calibration(calibration),
         "",
+        "## Audit of the training data",
+        "",
+        *_audit(runs),
+        "",
         "## Input gate",
         "",
         *_gate(gate),
@@ -78,6 +82,8 @@ def model_card(
         "- Who labelled the images, and how:",
         "- Known failures and groups not represented:",
         "- Contact:",
+        "",
+        "`cxr-ray report` fills the checklists CLAIM 2024 and TRIPOD+AI as far as the artefacts know, and leaves the rest blank.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -148,6 +154,19 @@ def _figures(metrics: dict[str, Any] | None) -> list[str]:
         if figure["value"] is not None:
             lines.append(f"| {key} | {figure['value']:.4f} | {figure['ci95'][0]:.4f} to {figure['ci95'][1]:.4f} |")
     return [*lines, *(f"\nNote: {warning}" for warning in metrics.get("warnings", ()))]
+
+
+def _audit(runs: Sequence[Run]) -> list[str]:
+    notes = {run.manifest.dataset.fingerprint: (run.manifest.dataset.name, run.manifest.audit) for run in runs}
+    lines = []
+    for name, note in notes.values():
+        if note is None:
+            lines.append(f"- {name}: none was made.")
+        elif note.verdict == "skipped":
+            lines.append(f"- {name}: **skipped by the user.**")
+        else:
+            lines += [f"- {name}: **{note.verdict}**.", *(f"  - {finding}" for finding in note.findings)]
+    return [*lines, "", "Made by `cxr-ray audit`: shortcuts, copies and patients across parts, doubtful labels."]
 
 
 def _gate(gate: GateRecord | str) -> list[str]:

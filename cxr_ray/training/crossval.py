@@ -31,7 +31,7 @@ from cxr_ray.errors import DatasetError, RunError
 from cxr_ray.training import lease
 from cxr_ray.training.metrics import label_metrics
 from cxr_ray.training.progress import TrainProgress
-from cxr_ray.training.run import RUN, Run, describe_data, run_fingerprint
+from cxr_ray.training.run import RUN, AuditNote, Run, describe_data, run_fingerprint
 from cxr_ray.training.trainer import predict_partition, train
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,7 @@ def cross_validate(
     overwrite: bool = False,
     report: Callable[[int, TrainProgress], None] | None = None,
     trackers: Sequence[str] = (),
+    audit: AuditNote | None = None,
 ) -> CrossValidation:
     """Train on all folds but one, for every fold, or go on where an earlier call stopped.
 
@@ -99,6 +100,7 @@ def cross_validate(
         overwrite: Remove another cross-validation that stands at ``out``.
         report: Called with the fold after each of its epochs, from one thread a fold.
         trackers: Told of each fold as of a run of its own.
+        audit: What the audit of the DATASET said; kept with every fold.
 
     Raises:
         CxrRayError: As :func:`cxr_ray.training.trainer.train`; :class:`RunError` too where another cross-validation stands at ``out``.
@@ -136,6 +138,7 @@ def cross_validate(
                     trackers=trackers,
                     initial=initial,
                     sharing=sharing,
+                    audit=audit,
                 )
                 table = predict_partition(location, data.location, f"fold-{fold}", use_gpu=use_gpu)
                 return table.append_column("fold", pa.array([fold] * len(table), pa.int64())), _fold_facts(fold, result.run, table)

@@ -266,5 +266,6 @@ def _member(run: Run, weight: float) -> NewMember:
         run_fingerprint=run.manifest.fingerprint,
         versions=run.manifest.versions,
         trained_on=(*data.train, *data.validation),
+        cautions=run.manifest.audit.warnings if run.manifest.audit is not None else (),
     )
     return NewMember(run.load_model, run.recipe.model, data.mean, data.std, provenance, weight)

@@ -60,6 +60,24 @@ class DataRecord(Settings):
     preprocess: PreprocessSpec
 
 
+class AuditNote(Settings):
+    """What the audit of the DATASET had said when the run was begun."""
+
+    verdict: Literal["ok", "warn", "fail", "skipped"]
+    """``skipped``: by the user, with ``--audit skip``."""
+    findings: tuple[str, ...] = ()
+    """The checks that were not ok, worst first, a sentence each."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of any figure must know first; nothing where nothing failed."""
+        if self.verdict == "skipped":
+            return ("The audit of the training data was skipped by the user: nobody looked for shortcuts in them.",)
+        if self.verdict == "fail":
+            return (f"The audit of the training data failed: {' '.join(self.findings)}",)
+        return ()
+
+
 class BestRecord(Settings):
     """The epoch that the monitor chose."""
 
@@ -89,6 +107,8 @@ class RunManifest(Settings):
     use_gpu: bool
     versions: dict[str, str]
     hardware: dict[str, Any]
+    audit: AuditNote | None = None
+    """None: begun by a program that asked for none."""
     started: str
     """UTC, of the first launch."""
     launches: int
@@ -256,7 +276,7 @@ def claim(location: str, wanted: RunManifest, *, overwrite: bool) -> RunManifest
         raise RunError(f"{location} is a RUN of another recipe or other data:{lines}", hint="another --out, or --overwrite")
     if there.status == "finished" and newest_valid(storage.join(location, CHECKPOINTS)) is not None:
         return there
-    going_on = wanted.model_copy(update={"launches": there.launches + 1, "started": there.started})
+    going_on = wanted.model_copy(update={"launches": there.launches + 1, "started": there.started, "audit": there.audit or wanted.audit})
     write_run(location, going_on)
     return going_on
 

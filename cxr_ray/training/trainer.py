@@ -37,6 +37,7 @@ from cxr_ray.training.launch import cpus_a_worker, launch
 from cxr_ray.training.loss import LabelCounts
 from cxr_ray.training.progress import HistoryWatch, TrainProgress
 from cxr_ray.training.run import (
+    AuditNote,
     BestRecord,
     DataRecord,
     Run,
@@ -89,6 +90,7 @@ def train(
     plans: tuple[FeedPlan, FeedPlan | None] | None = None,
     initial: str | None = None,
     sharing: int = 1,
+    audit: AuditNote | None = None,
 ) -> RunResult:
     """Train to the end, or go on where an earlier call with the same recipe and data stopped.
 
@@ -109,6 +111,7 @@ def train(
         plans: Feeds of the training and the validation part, when several runs share them. None: planned here.
         initial: Finished RUN of the same network whose weights are the start (its normalisation is not). None: the recipe's own start.
         sharing: Runs at a time on each node, which divide its cores.
+        audit: What the audit of the DATASET said; kept in ``run.json``, and said again wherever the run's figures are shown.
 
     Raises:
         CxrRayError: Of the kind that fits: settings, DATASET, weights, cluster, a RUN of another recipe or in use, a loss
@@ -121,7 +124,8 @@ def train(
     out = storage.absolute(out)
     _check(recipe, record)
     start = open_run(initial) if initial is not None else None
-    wanted = _new_manifest(recipe, record, workers, use_gpu, start.manifest.fingerprint if start is not None else None)
+    origin = start.manifest.fingerprint if start is not None else None
+    wanted = _new_manifest(recipe, record, workers, use_gpu=use_gpu, initial=origin, audit=audit)
     refuse_foreign(out)
     with lease.hold(out) as name:
         manifest = claim(out, wanted, overwrite=overwrite)
@@ -211,7 +215,9 @@ def _say_what_differs(recipe: Recipe, record: DataRecord) -> None:
         logger.warning("the images are not as paper %s had them: %s", recipe.paper, ", ".join(other))
 
 
-def _new_manifest(recipe: Recipe, record: DataRecord, workers: Workers, use_gpu: bool, initial: str | None) -> RunManifest:
+def _new_manifest(
+    recipe: Recipe, record: DataRecord, workers: Workers, *, use_gpu: bool, initial: str | None, audit: AuditNote | None
+) -> RunManifest:
     return RunManifest(
         schema="cxr-ray/run/1",
         status="running",
@@ -225,6 +231,7 @@ def _new_manifest(recipe: Recipe, record: DataRecord, workers: Workers, use_gpu:
         use_gpu=use_gpu,
         versions=versions(),
         hardware=hardware(),
+        audit=audit,
         started=_now(),
         launches=1,
     )

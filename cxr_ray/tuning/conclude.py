@@ -124,12 +124,13 @@ def _retrain(
     recipe = sweep.resolve(best.params)
     numbers = tuple(range(recipe.training.seed + 1, recipe.training.seed + 1 + seeds))
     at_a_time = room(seeds, workers=workers, use_gpu=use_gpu)
+    audit = open_run(location(out, best.number)).manifest.audit
 
     def one(seed: int) -> tuple[str, float]:
         again = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
         where = storage.join(out, WINNER, f"trial-{best.number:04d}-seed-{seed}")
         told = None if report is None else _of(report, seed)
-        train(again, dataset, where, workers=workers, use_gpu=use_gpu, fold=fold, report=told, sharing=sharing(at_a_time))
+        train(again, dataset, where, workers=workers, use_gpu=use_gpu, fold=fold, report=told, sharing=sharing(at_a_time), audit=audit)
         return where, _validation_value(where, sweep.objectives[0].metric)
 
     with ThreadPoolExecutor(at_a_time, thread_name_prefix="cxr-ray-seed") as pool:

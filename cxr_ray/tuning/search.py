@@ -18,6 +18,7 @@ from ray import tune
 from cxr_ray import storage
 from cxr_ray.data.shards import open_dataset
 from cxr_ray.errors import RunError
+from cxr_ray.training.run import AuditNote
 from cxr_ray.training.trainer import plan_feeds
 from cxr_ray.tuning.room import TRIAL_CPUS, room, sharing
 from cxr_ray.tuning.searcher import StudySearch, Told
@@ -45,6 +46,7 @@ def search(
     fold: int | None = None,
     max_concurrent: int | None = None,
     told: Told | None = None,
+    audits: Mapping[str, AuditNote] | None = None,
 ) -> None:
     """Run the trials that the study still lacks; Ray must be connected, and the caller holds the lease of ``out``.
 
@@ -59,6 +61,7 @@ def search(
         fold: Validate on this fold. None: partition ``val``.
         max_concurrent: Trials at a time. None: as many as the cluster has room for.
         told: Called in this process after each epoch and each trial.
+        audits: Name -> what the audit of the DATASET said.
 
     Raises:
         ClusterError: The cluster could never run a trial.
@@ -69,7 +72,7 @@ def search(
     if missing <= 0:
         return
     at_a_time = room(missing, workers=workers, use_gpu=use_gpu, wanted=max_concurrent)
-    shared = Shared(sweep, dict(data), out, workers, use_gpu, fold, sharing(at_a_time), _plans(sweep, data, fold))
+    shared = Shared(sweep, dict(data), out, workers, use_gpu, fold, sharing(at_a_time), _plans(sweep, data, fold), audits or {})
     left = [trial for trial in past if trial.state == TrialState.RUNNING]
     os.environ.update(TUNE_ENVIRONMENT)
     storage.remove(storage.join(out, RAY))  # of earlier calls, which are over

@@ -11,7 +11,7 @@ from cxr_ray.data.shards import open_dataset
 from cxr_ray.errors import ConfigError, RunError
 from cxr_ray.training import lease
 from cxr_ray.training.progress import TrainProgress
-from cxr_ray.training.run import describe_data
+from cxr_ray.training.run import AuditNote, describe_data
 from cxr_ray.tuning.conclude import Winner, conclude
 from cxr_ray.tuning.parameters import ChoiceParameter
 from cxr_ray.tuning.record import claim, describe
@@ -48,6 +48,7 @@ def run_sweep(
     address: str | None = None,
     told: Told | None = None,
     report: Callable[[int, TrainProgress], None] | None = None,
+    audits: Mapping[str, AuditNote] | None = None,
 ) -> Swept:
     """Search, report, export; or go on where an earlier call was killed.
 
@@ -65,6 +66,7 @@ def run_sweep(
         address: Ray cluster; see :func:`cxr_ray.cluster.connect`.
         told: Called after each epoch and each trial.
         report: Called with the seed after each epoch of a retraining.
+        audits: Name -> what the audit of the DATASET said; kept with every trial.
 
     Raises:
         CxrRayError: Of the kind that fits; :class:`RunError` where no trial came to an end.
@@ -89,6 +91,7 @@ def run_sweep(
                     fold=fold,
                     max_concurrent=max_concurrent,
                     told=told,
+                    audits=audits,
                 )
             except RunError:
                 write_report(out, sweep, found, rows_of(found), ["The search was interrupted; --resume goes on with it."])

@@ -22,7 +22,7 @@ from cxr_ray.data.shards import open_dataset
 from cxr_ray.data.stream import FeedPlan
 from cxr_ray.errors import CxrRayError, RunBusyError
 from cxr_ray.training.checkpoint import EpochRecord
-from cxr_ray.training.run import describe_data
+from cxr_ray.training.run import AuditNote, describe_data
 from cxr_ray.training.trainer import PLACEMENT_GROUP, RunResult, train
 from cxr_ray.tuning.costs import costs
 from cxr_ray.tuning.sweep import Sweep
@@ -54,6 +54,8 @@ class Shared:
     sharing: int
     """Runs at a time on each node."""
     plans: Plans
+    audits: Mapping[str, AuditNote]
+    """Name of a DATASET -> what its audit said."""
 
 
 class Report(TuneReportCallback):
@@ -152,6 +154,7 @@ def _train(number: int, values: Mapping[str, Any], shared: Shared) -> dict[str, 
                 callbacks=[callback],
                 plans=shared.plans.get((name, recipe.feed.model_dump_json())),
                 sharing=shared.sharing,
+                audit=shared.audits.get(name),
             )
             break
         except RunBusyError:  # of the driver that was killed; its processes are about to end

@@ -13,6 +13,7 @@ plan     which images there are; all follows from (task, seed, number)
 render   one image from its plan
 encode   PNG, JPEG and DICOM bytes
 planted  near and exact copies, corrupt files
+shortcuts what goes with the label on purpose: a marker, brightness, the hospital
 write    the folder: images/, labels.csv, truth.json
 ======== ====================================================================================
 
@@ -27,6 +28,7 @@ from __future__ import annotations
 from cxr_ray.data.phantoms.findings import MULTILABEL
 from cxr_ray.data.phantoms.plan import CLASSES, SOURCES, TASKS, PhantomTask, Shot, shots
 from cxr_ray.data.phantoms.render import Lesion, Phantom, render_phantom
+from cxr_ray.data.phantoms.shortcuts import Plant
 from cxr_ray.data.phantoms.write import PhantomSummary, write_phantoms
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "Phantom",
     "PhantomSummary",
     "PhantomTask",
+    "Plant",
     "Shot",
     "render_phantom",
     "shots",

@@ -18,6 +18,15 @@ _DICOM_LEVELS = (410, 3280)
 """Stored values of black and white: a reader that takes the 12-bit range for the window shows a flat grey picture."""
 
 
+def encode(image: NDArray[np.uint8], shot: Shot) -> bytes:
+    """A file of the shot's format."""
+    if shot.format == "png":
+        return encode_png(image)
+    if shot.format == "jpeg":
+        return encode_jpeg(image, int(shot.rng("quality").integers(85, 97)))
+    return encode_dicom(image, shot)
+
+
 def encode_png(image: NDArray[np.uint8]) -> bytes:
     """8-bit grey PNG."""
     return _encoded(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])

@@ -24,7 +24,10 @@ CLASSES: dict[str, tuple[str, ...]] = {"covid": ("normal", "pneumonia", "covid")
 
 SOURCES = ("northgate", "easthill", "harbour")
 """Hospitals. Each has its own markers, borders, sizes and file formats, and sends the same mix of labels."""
-_FORMATS = {"northgate": (0.8, 0.2), "easthill": (0.15, 0.85), "harbour": (0.5, 0.5)}  # png, jpeg
+SOURCE_FORMATS = {"northgate": (0.8, 0.2), "easthill": (0.15, 0.85), "harbour": (0.5, 0.5)}
+"""Shares of PNG and JPEG."""
+SOURCE_SCALES = {"northgate": 1.0, "easthill": 0.94, "harbour": 1.08}
+"""Of heights and widths."""
 _PREVALENCE = (0.22, 0.24, 0.22, 0.28, 0.24, 0.22, 0.22)  # of MULTILABEL, in its order
 _UNKNOWN = 0.08
 _DICOM_VISITS = 2
@@ -140,9 +143,9 @@ def _shot(
     dicom: bool,
 ) -> Shot:
     rng = stream(task, seed, patient, visit, "visit")
-    scale = {"northgate": 1.0, "easthill": 0.94, "harbour": 1.08}[source] * rng.uniform(0.92, 1.08)
+    scale = SOURCE_SCALES[source] * rng.uniform(0.92, 1.08)
     aspect = math.exp(rng.uniform(-0.1, 0.14))
-    png_or_jpeg: Format = "png" if rng.random() < _FORMATS[source][0] else "jpeg"
+    png_or_jpeg: Format = "png" if rng.random() < SOURCE_FORMATS[source][0] else "jpeg"
     return Shot(
         task=task,
         seed=seed,

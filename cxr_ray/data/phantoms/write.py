@@ -10,16 +10,17 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cxr_ray import storage
-from cxr_ray.data.phantoms.encode import SUFFIXES, encode_dicom, encode_jpeg, encode_png
+from cxr_ray.data.phantoms.encode import SUFFIXES, encode, encode_jpeg, encode_png
 from cxr_ray.data.phantoms.findings import MULTILABEL
 from cxr_ray.data.phantoms.plan import CLASSES, SOURCES, TASKS, Shot, file_name, shots, stream
 from cxr_ray.data.phantoms.planted import FAULTS, Copy, corrupt_file, near_copy, plan_copies
-from cxr_ray.data.phantoms.render import Phantom, render_phantom
+from cxr_ray.data.phantoms.render import render_phantom
+from cxr_ray.data.phantoms.shortcuts import Plant
 from cxr_ray.errors import ConfigError, StorageError
 
 SCHEMA = "cxr-ray/phantoms/1"
@@ -59,6 +60,7 @@ def write_phantoms(
     near_copies: int | None = None,
     exact_copies: int | None = None,
     corrupt: int | None = None,
+    plant: Plant | None = None,
     threads: int | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> PhantomSummary:
@@ -78,6 +80,7 @@ def write_phantoms(
         near_copies: None: one to 25 images, at least two.
         exact_copies: None: one to 100 images, at least one.
         corrupt: Unreadable files. None: four.
+        plant: A shortcut to plant. None: what goes with the label is the lesion alone.
         threads: None: one a core.
         report: Called with (done, count) now and then.
 
@@ -88,25 +91,29 @@ def write_phantoms(
     near = max(2, count // 25) if near_copies is None else near_copies
     exact = max(1, count // 100) if exact_copies is None else exact_copies
     bad = len(FAULTS) if corrupt is None else corrupt
-    _check(task, count, size, near, exact, bad)
+    _check(task, count, size, near, exact, bad, plant)
     if storage.list_files(out):
         raise StorageError(f"{out} is not empty", hint="another folder, or remove it first")
     folder = _Folder(str(out))
     copies = plan_copies(task, seed, count, near=near, exact=exact)
-    writer = _Writer(folder, {copy.original: copy for copy in copies})
+    writer = _Writer(folder, {copy.original: copy for copy in copies}, plant)
+    plan = shots(task, count, seed, size)
+    placed = plan if plant is None else map(plant.place, plan)
     rows: list[_Row] = []
-    for done, made in enumerate(_in_threads(writer, shots(task, count, seed, size), threads), start=1):
+    for done, made in enumerate(_in_threads(writer, placed, threads), start=1):
         rows.append(made)
         if report is not None and (done % 20 == 0 or done == count):
             report(done, count)
     spoiled = [_write_corrupt(folder, task, seed, size, number) for number in range(bad)]
-    storage.write_bytes(storage.join(str(out), "truth.json"), _truth(task, count, seed, size, rows, spoiled))
+    storage.write_bytes(storage.join(str(out), "truth.json"), _truth(task, count, seed, size, rows, spoiled, plant))
     storage.write_bytes(storage.join(str(out), "labels.csv"), _labels(task, rows, spoiled))
     return _summary(str(out), task, rows, near=near, exact=exact, corrupt=bad)
 
 
-def _check(task: str, count: int, size: int, near: int, exact: int, corrupt: int) -> None:
+def _check(task: str, count: int, size: int, near: int, exact: int, corrupt: int, plant: Plant | None) -> None:
     faults = []
+    if plant is not None and not 0 <= plant.strength <= 1:
+        faults.append(f"strength: {plant.strength:g} is not within 0..1")
     if task not in TASKS:
         faults.append(f"task: {task!r} is unknown; valid: {', '.join(TASKS)}")
     if not 32 <= size <= 4096:
@@ -151,12 +158,14 @@ class _Folder:
 class _Writer:
     """Draws and writes one image; shared by the threads, holds nothing that changes."""
 
-    def __init__(self, folder: _Folder, copies: Mapping[int, Copy]) -> None:
-        self.folder, self.copies = folder, copies
+    def __init__(self, folder: _Folder, copies: Mapping[int, Copy], plant: Plant | None) -> None:
+        self.folder, self.copies, self.plant = folder, copies, plant
 
     def __call__(self, shot: Shot) -> _Row:
         phantom = render_phantom(shot)
-        data = _encode(phantom, shot)
+        if self.plant is not None:
+            phantom = replace(phantom, image=self.plant.draw(phantom.image, shot))
+        data = encode(phantom.image, shot)
         path = f"images/{shot.name}{SUFFIXES[shot.format]}"
         self.folder.write(path, data)
         copy, copy_path = self.copies.get(shot.index), ""
@@ -166,14 +175,6 @@ class _Writer:
             self.folder.write(copy_path, near_copy(phantom.image, copy.edits, shot.rng("copy")) if near else data)
         lesions = tuple(asdict(lesion) for lesion in phantom.lesions)
         return _Row(shot, path, (phantom.image.shape[0], phantom.image.shape[1]), lesions, copy, copy_path)
-
-
-def _encode(phantom: Phantom, shot: Shot) -> bytes:
-    if shot.format == "png":
-        return encode_png(phantom.image)
-    if shot.format == "jpeg":
-        return encode_jpeg(phantom.image, int(shot.rng("quality").integers(85, 97)))
-    return encode_dicom(phantom.image, shot)
 
 
 def _in_threads(work: Callable[[Shot], _Row], plan: Iterable[Shot], threads: int | None) -> Iterator[_Row]:
@@ -228,7 +229,7 @@ def _labels(task: str, rows: list[_Row], spoiled: list[dict[str, Any]]) -> bytes
     return text.getvalue().encode()
 
 
-def _truth(task: str, count: int, seed: int, size: int, rows: list[_Row], spoiled: list[dict[str, Any]]) -> bytes:
+def _truth(task: str, count: int, seed: int, size: int, rows: list[_Row], spoiled: list[dict[str, Any]], plant: Plant | None) -> bytes:
     images = [
         {
             "path": row.path,
@@ -257,6 +258,7 @@ def _truth(task: str, count: int, seed: int, size: int, rows: list[_Row], spoile
     bad = [{"path": one["path"], "fault": one["fault"]} for one in spoiled]
     labels = list(MULTILABEL if task == "multilabel" else CLASSES[task])
     head = {"schema": SCHEMA, "task": task, "labels": labels, "count": count, "seed": seed, "size": size}
+    head |= {} if plant is None else {"plant": asdict(plant)}
     return (json.dumps({**head, "images": images, "copies": copies, "corrupt": bad}, allow_nan=False) + "\n").encode()
 
 
