@@ -28,7 +28,6 @@ from cxr_ray.labels import LabelSet
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 """Okabe and Ito's palette: told apart with any colour vision; repeated with dashes after the seventh label."""
 GREY: Final = "#777777"
-_SVG: Final[dict[str, Any]] = {"svg.fonttype": "none", "svg.hashsalt": "cxr-ray"}
 Row = tuple[Any, ...]
 
 
@@ -56,7 +55,7 @@ class Picture:
     def svg(self) -> Markup:
         """The figure as an SVG element with real text, without date or address in it. Its ids are its own within a page."""
         stream = io.StringIO()
-        with rc_context(_SVG):
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "cxr-ray"}):
             self.figure.savefig(
                 stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Type": None, "Format": None}
             )
@@ -128,7 +127,7 @@ def _curves(probabilities: NDArray[Any], targets: NDArray[Any], labels: LabelSet
         _unit_square(axes)
     caption = "Receiver operating characteristic, each label against the rest: the nearer to the upper left corner, the better."
     yield Picture("roc", "ROC", caption, roc, ("label", "false_positive_rate", "true_positive_rate"), roc_rows)
-    caption = "Precision and recall: how many of the called cases are right, while more and more cases are found."
+    caption = "How many of the called cases are right, while more and more cases are found."
     yield Picture("precision-recall", "Precision and recall", caption, recall, ("label", "recall", "precision"), recall_rows)
 
 
@@ -146,7 +145,7 @@ def _reliability(found: Mapping[str, Any], labels: LabelSet) -> Picture:
         axes.errorbar(said, so, yerr=np.maximum(0, [so - low, high - so]), marker="o", markersize=3, elinewidth=0.8, capsize=2, **style)
         rows += [(name, one["said"], one["so"], *one["ci95"], one["n"], one["patients"]) for one in bins]
     _unit_square(axes)
-    caption = "Reliability: on the dotted line a probability means what it says; bars are 95 % intervals."
+    caption = "On the dotted line a probability means what it says; bars are 95 % intervals."
     return Picture("reliability", "Reliability", caption, figure, ("label", "said", "so", "low", "high", "images", "patients"), rows)
 
 
@@ -166,7 +165,7 @@ def _decision_curve(found: Mapping[str, Any], labels: LabelSet) -> Picture:
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_ylim(-0.1 * top, 1.1 * top)
     _legend(axes)
-    caption = "Decision curve: the model is of use where its line is above both acting on everybody (dotted) and acting on nobody (0)."
+    caption = "The model is of use where its line is above both acting on everybody (dotted) and acting on nobody (0)."
     return Picture("decision-curve", "Decision curve", caption, figure, ("label", "threshold", "model", "low", "high", "all"), rows)
 
 
@@ -192,7 +191,7 @@ def _forest(attributes: Mapping[str, Any], whole: Mapping[str, Any]) -> list[Pic
     axes.invert_yaxis()
     axes.set_xlabel("Macro AUROC", fontsize=8)
     plain(axes)
-    caption = "Groups of patients: AUROC with its 95 % interval, in brackets the attribute and the images; dotted: all images together."
+    caption = "AUROC with its 95 % interval, in brackets the attribute and the images; dotted: all images together."
     return [
         Picture("subgroups", "Groups of patients", caption, figure, ("attribute", "group", "macro_auroc", "low", "high", "images"), rows)
     ]

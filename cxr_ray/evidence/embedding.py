@@ -75,9 +75,14 @@ def _scatter(axes: Axes, places: NDArray[np.float64], values: NDArray[np.str_], 
     """Dots in the colours of the most frequent values; of patients those with at least two images, without their names."""
     kinds = [kind for kind, count in Counter(values.tolist()).most_common(len(COLOURS)) if named or count > 1]
     others = ~np.isin(values, kinds)
-    axes.scatter(*places[others].T, s=5, color=GREY, alpha=0.35, linewidths=0, rasterized=True, label="others" if named else None)
+    axes.scatter(
+        places[others, 0], places[others, 1], s=5, color=GREY, alpha=0.35, linewidths=0, rasterized=True, label="others" if named else None
+    )
     for place, kind in enumerate(kinds):
-        axes.scatter(*places[values == kind].T, s=9, color=COLOURS[place], linewidths=0, rasterized=True, label=kind if named else None)
+        mine = values == kind
+        axes.scatter(
+            places[mine, 0], places[mine, 1], s=9, color=COLOURS[place], linewidths=0, rasterized=True, label=kind if named else None
+        )
     axes.set_title(title, fontsize=9)
     axes.set_xticks([])
     axes.set_yticks([])

@@ -16,7 +16,7 @@ from cxr_ray.models.decision import called
 
 MOST: Final = 24
 """Images of the whole gallery: what keeps the page below 10 MB."""
-EACH: Final = 4
+EACH: Final = 3
 
 
 def error_gallery(subject: Subject, sample: Sample, probabilities: NDArray[Any], method: str) -> dict[str, list[Shown]]:
@@ -44,8 +44,8 @@ def error_gallery(subject: Subject, sample: Sample, probabilities: NDArray[Any],
 def _truth(sample: Sample) -> NDArray[np.float64]:
     """(N, K) of 1, 0 and NaN."""
     if sample.labels.task == "multilabel":
-        return sample.targets.astype(np.float64)
-    return np.eye(len(sample.labels))[sample.targets]
+        return np.asarray(sample.targets, dtype=np.float64)
+    return np.asarray(np.eye(len(sample.labels))[sample.targets], dtype=np.float64)
 
 
 def _errors(
