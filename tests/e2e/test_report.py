@@ -1,6 +1,6 @@
 """The whole report in a real browser: opened from a file without a network, nothing asked for, nothing that axe calls serious.
 
-``CXR_RAY_SCREENSHOTS=1`` writes docs/screenshots/report.png and checklist.png. ``CXR_RAY_REPORT`` is the folder of another REPORT to look at.
+``CXR_RAY_SCREENSHOTS=1`` writes docs/screenshots/{report,claim,tripod-ai}.png; ``CXR_RAY_REPORT`` names another REPORT to look at.
 """
 
 from __future__ import annotations
