@@ -26,7 +26,12 @@ def explain(
     images: Annotated[list[str], typer.Argument(help="Image files: PNG, JPEG or DICOM.")],
     out: Annotated[str, typer.Option(help="Folder to write: explain.json, and two PNGs an image.")],
     label: Annotated[str | None, typer.Option(help="Label to explain; default: of each image the most probable one.")] = None,
-    method: Annotated[str, typer.Option(help="gradcam, gradcam++, hirescam, eigencam or occlusion (slow).")] = "gradcam",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="gradcam, gradcam++, hirescam, eigencam, integrated or occlusion (slow). Default: what finds lesions best, integrated."
+        ),
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -36,10 +41,11 @@ def explain(
     """
     from cxr_ray import storage
     from cxr_ray.bundle import read_bundle
-    from cxr_ray.evaluation.explain import METHODS
+    from cxr_ray.evaluation.explain import BEST, METHODS
     from cxr_ray.serving.predictor import Predictor
 
     opened = read_bundle(bundle)
+    method = method or BEST
     if method not in METHODS:
         raise ConfigError([f"{method!r} is unknown; valid: {', '.join(METHODS)}"], where="--method")
     if label is not None and label not in opened.labels.names:

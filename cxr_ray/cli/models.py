@@ -52,7 +52,7 @@ def evaluate(
     from cxr_ray.data import manifest
     from cxr_ray.evaluation.prevalence import parse_prevalence
 
-    subject = _subject(model)
+    subject = subject_at(model)
     settings: dict[str, Any] = {"seed": seed, "resamples": resamples}
     settings["prevalence"] = parse_prevalence(prevalence, subject.labels) if prevalence is not None else None
     external = not storage.exists(storage.join(data, manifest.MANIFEST))
@@ -102,7 +102,8 @@ def _evaluate_external(
             return evaluate(subject, dataset, out, split=PART, part=f"external: all of {source.name}", notes=notes, **settings)
 
 
-def _subject(location: str) -> Subject:
+def subject_at(location: str) -> Subject:
+    """The model of a RUN or BUNDLE, ready to be evaluated; BundleError where there is neither."""
     from cxr_ray import bundle, storage
     from cxr_ray.evaluation.evaluate import subject_of_bundle
     from cxr_ray.training.run import RUN, open_run

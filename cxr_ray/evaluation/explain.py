@@ -1,4 +1,4 @@
-"""Where in an image a model sees what it calls: class activation maps of the feature map, through RNN and head; or occlusion.
+"""Where in an image a model sees what it calls: class activation maps, integrated gradients, occlusion.
 
 The feature map is computed once without gradients; what follows it (sequence, RNN, readout, head) is differentiated with respect to the
 map, so a frozen backbone makes no difference. The maps themselves are the package grad-cam's:
@@ -9,6 +9,7 @@ gradcam++  by the mean of the positive gradients, those that decide alone counte
 hirescam   each element of the map by its own gradient (Draelos 2020): a pixel that the RNN reads otherwise counts otherwise
 eigencam   first principal component of the map, whatever the label (Muhammad 2020); its sign, which is arbitrary, is
            chosen here so that the map is hot where the network's response is strong
+integrated what the image has that its blurred copy lacks, times what it does to the logit (:mod:`cxr_ray.evaluation.integrated`)
 occlusion  what covering a part of the image costs (:mod:`cxr_ray.evaluation.occlusion`); 170 forward passes
 ========== ==========================================================================================================
 
@@ -33,6 +34,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from cxr_ray.errors import ModelError
+from cxr_ray.evaluation.integrated import integrated
 from cxr_ray.evaluation.occlusion import occlusion
 from cxr_ray.models.classifier import Classifier
 from cxr_ray.models.ensemble import Ensemble
@@ -69,7 +71,10 @@ class _OrientedEigenCAM(EigenCAM):
 
 _CAMS: Final[dict[str, Any]] = {"gradcam": GradCAM, "gradcam++": GradCAMPlusPlus, "hirescam": HiResCAM, "eigencam": _OrientedEigenCAM}
 OCCLUSION: Final = "occlusion"
-METHODS: Final = (*_CAMS, OCCLUSION)
+INTEGRATED: Final = "integrated"
+METHODS: Final = (*_CAMS, INTEGRATED, OCCLUSION)
+BEST: Final = INTEGRATED
+"""What finds planted lesions best (benchmarks/pointing.py); the service keeps to ``gradcam``, a tenth of the work."""
 
 
 class _AfterMap(nn.Module):
@@ -130,9 +135,14 @@ def overlay_png(image_HW: NDArray[np.uint8], heat_HW: NDArray[np.float32], alpha
         heat_HW: (H, W), 0 … 1.
         alpha: Share of the colour, 0 … 1, where the heat is 1; elsewhere in proportion, so that the image stays clear where nothing is.
     """
-    colour_HW3 = cv2.applyColorMap(_as_grey(heat_HW), cv2.COLORMAP_TURBO)
+    return _png(np.ascontiguousarray(overlay(image_HW, heat_HW, alpha)[..., ::-1]))
+
+
+def overlay(image_HW: NDArray[np.uint8], heat_HW: NDArray[np.float32], alpha: float = 0.45) -> NDArray[np.uint8]:
+    """The same as (H, W, 3) uint8, red, green, blue."""
+    colour_HW3 = cv2.applyColorMap(_as_grey(heat_HW), cv2.COLORMAP_TURBO)[..., ::-1]
     share_HW1 = alpha * np.sqrt(np.clip(heat_HW, 0.0, 1.0))[..., None]
-    return _png(np.rint((1.0 - share_HW1) * image_HW[..., None] + share_HW1 * colour_HW3).astype(np.uint8))
+    return np.asarray(np.rint((1.0 - share_HW1) * image_HW[..., None] + share_HW1 * colour_HW3), np.uint8)
 
 
 def grey_png(array_HW: NDArray[Any]) -> bytes:
@@ -152,6 +162,9 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 
 def _heat(classifier: Classifier, image_1HW: Tensor, label: int, method: str) -> NDArray[np.float32]:
     """(h, w), 0 … 1."""
+    if method == INTEGRATED:
+        with torch.backends.cudnn.flags(enabled=False):
+            return integrated(classifier, image_1HW, label)
     with torch.no_grad():
         map_1CHW = classifier.feature_map(image_1HW)
     after = _AfterMap(classifier)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
-from cxr_ray.evaluation.figures import label_curves, learning_curves, to_png_uri
+from cxr_ray.evaluation.figures import Picture, pictures_of, to_png_uri
+from cxr_ray.evaluation.words import in_words, methods
 from cxr_ray.labels import LabelSet
 from cxr_ray.models.decision import Cuts, called
 from cxr_ray.page import template
@@ -28,6 +28,7 @@ class Sample:
         called: What the model says.
         probability: Of what it says (multiclass), or of the most probable label.
         right: Whether it is so.
+        overlay: (H, W, 3) uint8, the image under its heat map; None: not explained.
     """
 
     pixels: NDArray[np.uint8]
@@ -35,6 +36,28 @@ class Sample:
     called: str
     probability: float
     right: bool
+    overlay: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page that an evaluation alone does not have.
+
+    Args:
+        title: Heading.
+        words: What it shows, for anybody.
+        pictures: Figures.
+        gallery: Images by kind.
+        columns: Heads of a table; empty: no table.
+        rows: Its cells as text.
+    """
+
+    title: str
+    words: str
+    pictures: Sequence[Picture] = ()
+    gallery: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
 
 
 def choose_samples(
@@ -98,8 +121,10 @@ def render_report(
     best_epoch: int | None,
     provenance: Mapping[str, str],
     warnings: Sequence[str] = (),
+    sections: Sequence[Section] = (),
+    pictures: Sequence[Picture] | None = None,
 ) -> str:
-    """The whole page.
+    """The whole page: first in plain words, then pictures, then every number, then methods and provenance.
 
     Args:
         title: Heading.
@@ -112,19 +137,22 @@ def render_report(
         best_epoch: The epoch kept, for the mark in the learning curves.
         provenance: Name and value of what identifies data, run and versions.
         warnings: Sentences that a reader must see before the numbers.
+        sections: Further parts, before the numbers.
+        pictures: Of :func:`~cxr_ray.evaluation.figures.pictures_of`, where they are drawn already.
 
     Returns:
         HTML without any external reference.
     """
-    curves = {name: Markup(svg) for name, svg in label_curves(probabilities, targets, labels).items()}
+    drawn = pictures_of(metrics, probabilities, targets, labels, history, best_epoch) if pictures is None else pictures
     return template(__file__, "report.html", figure=_figure, png=to_png_uri).render(
         title=title,
         metrics=metrics,
+        words=in_words(metrics),
+        methods=methods(metrics),
         multiclass=labels.task == "multiclass",
-        curves=curves,
-        learning=Markup(learning_curves(history, best_epoch)) if history else None,
-        best_epoch=best_epoch,
+        pictures=drawn,
         samples=samples,
+        sections=sections,
         provenance=provenance,
         warnings=warnings,
     )

@@ -7,9 +7,11 @@ cover     what is left of its AUROC without the lungs, or with the border alone
 robust    contrast, noise, blur, rotation, JPEG, crop
 saliency  whether heat lies in the lungs, and whether it follows the weights
 audit     all of these as an AuditRecord, ``audit.json`` and ``audit.html``
+verdict   from a figure with its interval to a check
 embedding t-SNE and UMAP of the features
 gallery   errors under their heat
 report    ``cxr-ray report``: evaluation, pictures, figures as files, checklists
-checklist CLAIM 2024 and TRIPOD+AI, filled from the artefacts
+facts     what the artefacts know of a study, in sentences
+checklist CLAIM 2024 and TRIPOD+AI, filled with these facts
 ========= ============================================================================================================
 """

@@ -74,6 +74,8 @@ def audit_bundle(
         fingerprint=storage.sha256(storage.read_bytes(storage.join(bundle.location, MANIFEST))),
         dataset_fingerprint=dataset.manifest.fingerprint,
         seed=seed,
+        images=len(sample),
+        of_images=sample.whole,
         verdict=worst(check.verdict for check in checks),
         checks=tuple(checks),
     )
@@ -81,8 +83,6 @@ def audit_bundle(
         record=record,
         data=f"{dataset.manifest.name}, part {split}",
         learned=split in subject.trained_on.get(dataset.manifest.fingerprint, ()),
-        images=len(sample),
-        whole=sample.whole,
     )
     storage.write_bytes(storage.join(out, PAGE), page.encode())
     storage.write_json(storage.join(out, RECORD), record.model_dump(mode="json", by_alias=True))

@@ -40,7 +40,7 @@ def source_in_features(sample: Sample) -> Check:
     truth = np.searchsorted(kept, sample.sources[rows])
     scores = cross_validated(sample.pooled[rows], truth, groups, len(kept), sample.seed)
     point, spread = bootstrap(scores, truth, groups, labels, seed=sample.seed, resamples=RESAMPLES)
-    tied = _association(_classes(sample)[rows], truth)
+    tied = _association(classes_of(sample)[rows], truth)
     return above(
         name,
         title,
@@ -60,7 +60,7 @@ def source_in_features(sample: Sample) -> Check:
 def leave_one_source_out(sample: Sample) -> Check:
     """How much does a new head on the frozen features lose on a source that it was not trained on?"""
     name, title, unit = "leave-one-source-out", "A source left out of the head's training", "AUROC lost"
-    classes = _classes(sample)
+    classes = classes_of(sample)
     usable = {source: _enough(classes[sample.sources == source]) for source in np.unique(sample.sources).tolist()}
     kept = [source for source, labels in usable.items() if len(labels) >= 2]
     if len(kept) < 2:
@@ -111,7 +111,7 @@ def _head(seed: int) -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000, random_state=seed))
 
 
-def _classes(sample: Sample) -> NDArray[np.str_]:
+def classes_of(sample: Sample) -> NDArray[np.str_]:
     """(N,) names: the label; of several labels the rarest one that the image has, or ``none``."""
     names = np.array([*sample.labels.names, "none"], dtype=str)
     if sample.labels.task == "multiclass":

@@ -82,6 +82,8 @@ def model_card(
         "- Who labelled the images, and how:",
         "- Known failures and groups not represented:",
         "- Contact:",
+        "",
+        "`cxr-ray report` fills the checklists CLAIM 2024 and TRIPOD+AI as far as the artefacts know, and leaves the rest blank.",
     ]
     return "\n".join(lines) + "\n"
 

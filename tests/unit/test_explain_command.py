@@ -25,7 +25,7 @@ def test_pictures_and_record(bundle: Bundle, png: bytes, tmp_path: Path, capsys:
     answer: dict[str, Any] = json.loads(capsys.readouterr().out)
     record = json.loads((out / "explain.json").read_text())
     assert answer == {"out": str(out), **record}
-    assert (record["model"], record["model_version"], record["method"]) == ("tiny", bundle.version, "gradcam")
+    assert (record["model"], record["model_version"], record["method"]) == ("tiny", bundle.version, "integrated")
     assert record["images"][2] == {"file": str(places[2]), "error": "not-an-image"}
     expected = Predictor(bundle).predict_bytes([png])[0]
     for row, place in zip(record["images"][:2], places, strict=False):
@@ -49,7 +49,7 @@ def test_without_a_label_the_most_probable_one(bundle: Bundle, png: bytes, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"), [(["--label", "flu"], "covid, normal"), (["--method", "lime"], "gradcam, gradcam++, eigencam")]
+    ("flags", "expected"), [(["--label", "flu"], "covid, normal"), (["--method", "lime"], "gradcam, gradcam++, hirescam")]
 )
 def test_a_users_mistake_is_one_message(
     bundle: Bundle, png: bytes, tmp_path: Path, flags: list[str], expected: str, capsys: pytest.CaptureFixture[str]
