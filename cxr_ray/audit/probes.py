@@ -34,7 +34,7 @@ FOLDS: Final = 5
 LEAST_GROUPS: Final = 10
 """A label is asked for where so many patients have it and so many have it not."""
 COMPONENTS: Final = 40
-_BORDER: Final = SIDE // 10
+_BORDER: Final = SIDE // 8
 _BINS: Final = 8
 _MASKED: Final = 200  # images whose lungs are looked for
 _LUNG_SHARE: Final = 0.05
@@ -146,14 +146,14 @@ def equalised(sample: Sample) -> Floats:
 
 @cache
 def _frame() -> NDArray[np.bool_]:
-    """(S, S): the outer tenth on every side."""
+    """(S, S): the outer eighth on every side."""
     frame = np.ones((SIDE, SIDE), bool)
     frame[_BORDER:-_BORDER, _BORDER:-_BORDER] = False
     return frame
 
 
 def border(sample: Sample) -> Floats:
-    """(N, F): the outer tenth on every side, the rest black."""
+    """(N, F): the outer eighth on every side, the rest black."""
     return components(sample.images[:, _frame()])
 
 
