@@ -37,12 +37,12 @@ def _cut(image: Image, generator: np.random.Generator) -> Image:
 
 
 def _jpeg(image: Image, generator: np.random.Generator) -> Image:
-    return decode(encode_jpeg(np.ascontiguousarray(image), QUALITY)).pixels
+    return np.asarray(decode(encode_jpeg(np.ascontiguousarray(image), QUALITY)).pixels)
 
 
 def _contrast(image: Image, generator: np.random.Generator) -> Image:
     gain, middle = generator.choice([0.6, 1.4]), float(image.mean())
-    return np.clip((image - middle) * gain + middle, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip((image - middle) * gain + middle, 0, 255), dtype=np.uint8)
 
 
 def _half(image: Image, generator: np.random.Generator) -> Image:

@@ -130,7 +130,7 @@ def write_noise() -> Callable[..., Any]:
             known[columns.target_field(labels).name] = columns.targets_column(targets, labels)
             table = pa.table([known.get(field.name, pa.nulls(count, field.type)) for field in schema], schema=schema)
             found.append(shards.write_shard(str(location), f"{part}/part-00000.parquet", table))
-            tables.append(table.drop_columns(["image"]))
+            tables.append(table.drop_columns(["image"]).add_column(0, "partition", pa.array([part] * count)))
             pixels = manifest.Normalization(mean=float(images.mean() / 255), std=float(images.std() / 255))
             facts[part] = manifest.PartitionInfo(images=count, patients=count, per_label={}, pixels=pixels)
         preprocess = manifest.PreprocessInfo.of(PreprocessSpec(height=size, width=size))
