@@ -56,7 +56,8 @@ _SETTINGS: Mapping[str, str] = {
     # How long a replica that ends still listens: HAProxy hears of it within a second.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
 }
-_TIMEOUTS = {"http-request": 5, "http-keep-alive": 10, "queue": 10}
+_TIMEOUTS = {"http-request": 5, "http-keep-alive": 10, "queue": 10, "check": 5}
+"""Seconds. A replica with much to do may be slow to say that it is well; one that is dead refuses at once."""
 _REFUSALS = {
     400: ("bad-request", "the request is malformed"),
     408: ("too-slow", "the request did not arrive in time"),

@@ -103,10 +103,11 @@ class ProxyGuard:
             answer = _RaysAnswer(receive, send, request_id)
             try:
                 await self.app({**scope, "headers": list(scope["headers"])}, replay(body, answer.receive), answer)
-            except Exception as error:
-                if answer.failure is None:
+            except (Exception, asyncio.CancelledError) as error:  # Ray's replica raises the latter once it has said that it is late
+                task = asyncio.current_task()
+                if answer.failure is None or (task is not None and task.cancelling()):
                     raise
-                logger.error("request %s: Ray's own %s", request_id, type(error).__name__)
+                logger.warning("request %s: Ray's own %s", request_id, type(error).__name__)
             if answer.failure is None or answer.gone:
                 return
             ended = pause is None or time.monotonic() + pause > end

@@ -197,6 +197,20 @@ def test_no_answer_is_asked_again(messages: list[Message], raises: bool) -> None
     assert len(proxy.messages) == 2
 
 
+def test_a_replica_that_is_late_says_so_and_is_not_asked_again() -> None:
+    """With HAProxy, Ray's replica sends its 408 and then raises as if it had been cancelled."""
+    asked = []
+
+    async def late(scope: Message, receive: Any, send: Any) -> None:
+        asked.append(await receive())
+        await send({"type": "http.response.start", "status": 408, "headers": []})
+        await send({"type": "http.response.body", "body": b"Request timed out"})
+        raise asyncio.CancelledError
+
+    status, headers, body = ask(late, b"x")  # type: ignore[arg-type]
+    assert (status, headers["retry-after"], json.loads(body)["reason"], len(asked)) == (503, "1", "unavailable", 1)
+
+
 def test_nobody_is_asked_for_a_client_that_left() -> None:
     asked = []
 
