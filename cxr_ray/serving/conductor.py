@@ -127,7 +127,8 @@ class Conductor:
                 since=time.time(),
             )
             apart = {"bundle": bundle, "replicas": replicas, "max_replicas": None, "models": {}, "audit": "off"}
-            candidate = configuration(application(rollout), settings.model_copy(update=apart), route=None)
+            shared = {key: deployed.service[key] for key in ("runtime_env", "logging_config") if key in deployed.service}
+            candidate = {**configuration(application(rollout), settings.model_copy(update=apart), route=None), **shared}
             apply(deployed.including(candidate).changed(rollout=rollout))
 
     def weight(self, weight: float) -> None:
@@ -222,7 +223,7 @@ def order(command: str, *arguments: Any) -> None:
     Raises:
         CxrRayError: As the command does.
     """
-    read().service  # noqa: B018 - no conductor where there is nothing to conduct
+    _ = read().service  # no conductor where there is nothing to conduct
     for _ in range(3):
         options = {**_NAME, "lifetime": "detached", "get_if_exists": True, "num_cpus": 0, "max_restarts": -1, "max_concurrency": 4}
         conductor: Any = ray.remote(Conductor).options(**options).remote()

@@ -159,7 +159,7 @@ def apply(deployed: Deployed) -> None:
     client.deploy_apps(ServeDeploySchema.model_validate(described))
 
 
-def deploy(settings: ServeSettings, *, poll_s: float = 0.2) -> None:
+def deploy(settings: ServeSettings, *, poll_s: float = 1.0) -> None:
     """Deploy the service (its settings are checked) and wait until it answers. Ray Serve must be started.
 
     Raises:

@@ -116,8 +116,8 @@ class Traffic:
             return None
         if rollout.mode == "shadow" and scope["path"] != _PREDICT:
             return None
-        asked = parse_qs(scope["query_string"].decode("latin-1")).get("model", [self.info.name])
-        return rollout if asked == [self.info.name] else None
+        asked = parse_qs(scope["query_string"].decode("latin-1")).get("model")
+        return rollout if asked is None or asked == [self.info.name] == [rollout.candidate.name] else None
 
     async def forward(self, rollout: Rollout, request: Forwarded) -> Reply | None:
         """The candidate's answer; None: it failed, and that is held against it."""

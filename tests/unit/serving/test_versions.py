@@ -133,6 +133,7 @@ def test_other_routes_are_answered_here_and_the_protocols_name_is_the_candidates
     answer = client.post("/v2/models/m/infer", json={"inputs": [tensor]}, headers={"Authorization": KEY["Authorization"]})
     assert (answer.status_code, answer.json()["model_name"]) == (200, "new")
     assert [request.path for request in candidate.asked] == ["/v2/models/new/infer"]
+    assert predict(client, query="?model=m")[1] == "0123456789ab"  # who asks for it by name gets it
 
 
 def test_a_shadow_answers_nobody(client: TestClient, traffic: Traffic, candidate: Candidate) -> None:
