@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from importlib import import_module
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -90,11 +89,10 @@ def _audit_bundle(subject: str, data: str | None, out: str | None, *, split: str
         raise DatasetError(f"{subject} is no DATASET", hint="cxr-ray audit DATASET, or cxr-ray audit BUNDLE --data DATASET")
     from cxr_ray.bundle import read_bundle
     from cxr_ray.data.shards import open_dataset
+    from cxr_ray.evidence.audit import audit_bundle
 
     out = out or subject.rstrip("/") + "-audit"
-    evidence = import_module("cxr_ray.evidence.audit")  # brings torch: not before it is needed
-    record: AuditRecord = evidence.audit_bundle(read_bundle(subject), open_dataset(data), out, split=split, seed=seed)
-    return record, out
+    return audit_bundle(read_bundle(subject), open_dataset(data), out, split=split, seed=seed), out
 
 
 def show(record: AuditRecord) -> None:

@@ -61,7 +61,7 @@ def _crop(image: Picture, amount: float, generator: np.random.Generator) -> Pict
 CHANGES: Final[dict[str, tuple[str, Callable[[Picture, float, np.random.Generator], Picture], tuple[float, float, float]]]] = {
     "contrast": ("contrast times", _contrast, (0.8, 0.6, 0.4)),
     "noise": ("noise, deviation in grey levels", _noise, (5.0, 10.0, 20.0)),
-    "blur": ("blur, deviation as share of the side", _blur, (0.004, 0.008, 0.016)),
+    "blur": ("blur, deviation as share of the side", _blur, (0.006, 0.012, 0.024)),
     "rotation": ("degrees", _rotation, (3.0, 7.0, 15.0)),
     "jpeg": ("JPEG quality", _jpeg, (60.0, 30.0, 10.0)),
     "crop": ("share of the side cut off", _crop, (0.05, 0.1, 0.2)),

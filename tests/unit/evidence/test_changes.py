@@ -18,8 +18,8 @@ Make = Callable[..., Sample]
 
 @pytest.mark.parametrize("kind", CHANGES)
 def test_a_change_keeps_the_shape_grows_with_its_severity_and_is_repeatable(kind: str) -> None:
-    images = np.tile(np.linspace(0, 255, 40).astype(np.uint8), (2, 40, 1))
-    images[:, 12:20, 12:20] = 255 - images[:, 12:20, 12:20]
+    images = np.tile(np.linspace(0, 255, 96).astype(np.uint8), (2, 96, 1))
+    images[:, 12:40, 12:40] = 255 - images[:, 12:40, 12:40]
     far = [np.abs(changed(images, kind, severity, 0).astype(int) - images).mean() for severity in (1, 2, 3)]
     assert changed(images, kind, 1, 0).shape == images.shape
     assert 0 < far[0] < far[2]
