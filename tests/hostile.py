@@ -212,7 +212,7 @@ def good_files() -> dict[str, bytes]:
         "sixteen-bit.png": png(80, 96, 16, 0, filtered(words)),
         "sixteen-bit-rgb.png": png(80, 96, 16, 2, filtered(np.repeat(words[..., None], 3, axis=2))),
         "turned.png": png(96, 80, 8, 0, filtered(np.ascontiguousarray(np.rot90(grey))), before=[png_chunk(b"eXIf", exif_block(6))]),
-        "text.png": png(80, 96, 8, 0, filtered(grey), before=[packed_text(b"zTXt", 1000), packed_text(b"iTXt", 1000)]),
+        "with-text.png": png(80, 96, 8, 0, filtered(grey), before=[packed_text(b"zTXt", 1000), packed_text(b"iTXt", 1000)]),
         "appended.png": bare + b"PK\x03\x04" + bytes(500),
         "grey.jpg": saved(image, "JPEG", quality=95),
         "rgb.jpg": saved(rgb, "JPEG", quality=95),

@@ -106,6 +106,7 @@ def _with_thresholds(tensors: dict[str, NDArray[np.float32]], facts: dict[str, A
     for name, least in _LEAST_THRESHOLD.items():
         values, _ = gate(thresholds, **nothing).values(pooled_MC, images_MHW)
         thresholds[name] = max(least, float(np.quantile(values[name], PASSED, method="higher")))
+    thresholds["familiar"] *= 1 + ROUNDING
     fitted = gate(thresholds, **nothing)
     verdicts = fitted.check(pooled_MC, images_MHW)
     alarms = np.array([[check.verdict == "refused" for check in verdict.checks] for verdict in verdicts])
@@ -159,3 +160,7 @@ def _sample(dataset: Dataset, parts: tuple[str, ...], seed: int) -> Images:
             found.append(images[chosen[(chosen >= start) & (chosen < start + len(images))] - start])
             start += len(images)
     return np.concatenate(found)
+
+
+ROUNDING: Final = 1e-4
+"""Relative, of features: engines add up in another order, and the image that sets a threshold must pass with each."""
