@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_ray.errors import DatasetError
-from cxr_ray.evaluation.weighted import CalibrationError, Curve, Floats, Statistics, bootstrap_of, figure, mean_defined, ratio
+from cxr_ray.evaluation.weighted import UPWARD, CalibrationError, Curve, Floats, Statistics, bootstrap_of, figure, mean_defined, ratio
 from cxr_ray.labels import LabelSet
 from cxr_ray.models.decision import DEFAULT, Cuts, called
 
@@ -55,7 +55,7 @@ def compute_metrics(
     if not len(probabilities):
         raise DatasetError(f"part {split!r} has no images to evaluate")
     point, spread = bootstrap(probabilities, targets, patients, labels, thresholds=thresholds, seed=seed, resamples=resamples)
-    figures = {name: figure(point[name], spread[name]) for name in point if not name.startswith("_")}
+    figures = {name: figure(point[name], spread[name], upward=name in UPWARD) for name in point if not name.startswith("_")}
     truth = one_hot(targets, labels)
     known = ~np.isnan(truth)
     cut = _mean_cuts(thresholds, labels)

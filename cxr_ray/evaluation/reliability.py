@@ -14,7 +14,7 @@ from scipy.stats import norm
 
 from cxr_ray.evaluation.delong import Patients
 from cxr_ray.evaluation.metrics import CALIBRATION, one_hot
-from cxr_ray.evaluation.weighted import CalibrationError, Floats, bootstrap_of, figure
+from cxr_ray.evaluation.weighted import UPWARD, CalibrationError, Floats, bootstrap_of, figure
 from cxr_ray.labels import LabelSet
 
 BINS: Final = 10
@@ -107,7 +107,7 @@ def what_calibration_changed(
     sides = [CalibrationError(np.asarray(scores, dtype=np.float64), truth, labels.task) for scores in (raw, calibrated)]
     (point_raw, spread_raw), (point, spread) = (bootstrap_of(side, patients, seed=seed, resamples=resamples) for side in sides)
     return {
-        "raw": {name: figure(point_raw[name], spread_raw[name]) for name in CALIBRATION},
-        "calibrated": {name: figure(point[name], spread[name]) for name in CALIBRATION},
+        "raw": {name: figure(point_raw[name], spread_raw[name], upward=name in UPWARD) for name in CALIBRATION},
+        "calibrated": {name: figure(point[name], spread[name], upward=name in UPWARD) for name in CALIBRATION},
         "difference": {name: figure(point[name] - point_raw[name], spread[name] - spread_raw[name]) for name in CALIBRATION},
     }

@@ -53,16 +53,28 @@ def _resamples(cluster: NDArray[Any], clusters: int, rows: int, *, seed: int, re
         yield times[:, cluster].astype(np.float64)
 
 
-def figure(point: Floats, spread: Floats) -> Any:
-    """``{"value", "ci95"}`` of a statistic (1,) and its resamples (R,), or a list of them where it is one a label (1, K), (R, K)."""
+UPWARD: Final = frozenset({"ece", "mce"})
+"""Statistics that grow with noise: sums and largest of absolute gaps. A resample has more of it than the sample."""
+
+
+def figure(point: Floats, spread: Floats, *, upward: bool = False) -> Any:
+    """``{"value", "ci95"}`` of a statistic (1,) and its resamples (R,), or a list of them where it is one a label (1, K), (R, K).
+
+    ``upward`` (:data:`UPWARD`): the interval is moved by what the resamples are too large on average, and ends at 0; the percentiles
+    themselves may lie above the value.
+    """
     if point.ndim > 1:
-        return [figure(point[:, index], spread[:, index]) for index in range(point.shape[1])]
+        return [figure(point[:, index], spread[:, index], upward=upward) for index in range(point.shape[1])]
     value = float(point[0])
     defined = spread[np.isfinite(spread)]
     if not np.isfinite(value):
         return {"value": None, "ci95": None}
-    interval = [float(bound) for bound in np.percentile(defined, [2.5, 97.5])] if len(defined) else None
-    return {"value": value, "ci95": interval}
+    if not len(defined):
+        return {"value": value, "ci95": None}
+    bounds = np.percentile(defined, [2.5, 97.5])
+    if upward:
+        bounds = np.maximum(bounds - (defined.mean() - value), 0.0)
+    return {"value": value, "ci95": [float(bound) for bound in bounds]}
 
 
 class Curve:

@@ -123,3 +123,14 @@ def test_a_perfectly_calibrated_answer_has_no_error() -> None:
 def test_what_does_not_fit_is_refused(probabilities: Any, targets: Any, patients: Any) -> None:
     with pytest.raises(DatasetError):
         compute_metrics(probabilities, targets, patients, THREE, split="test")
+
+
+def test_the_interval_of_a_calibration_error_holds_its_value() -> None:
+    """Gaps between few images and what was said are mostly noise, and a resample has more of it than the sample."""
+    generator = np.random.default_rng(4)
+    said = generator.uniform(0.05, 0.95, 60)
+    probabilities, truth = np.stack([1 - said, said], 1), (generator.uniform(size=60) < said).astype(int)
+    metrics = compute_metrics(probabilities, truth, [str(row) for row in range(60)], LabelSet(("a", "b"), "multiclass"), split="test")
+    for name in ("ece", "mce"):
+        low, high = metrics[name]["ci95"]
+        assert 0 <= low <= metrics[name]["value"] <= high
