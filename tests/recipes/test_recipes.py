@@ -147,8 +147,8 @@ def test_from_image_to_answer(name: str, tmp_path: Path) -> None:
         torch.equal(tensor, frozen[key]) for key, tensor in model.state_dict().items() if key in frozen and key.startswith("backbone.")
     )
 
-    # Training may have laid the weights out channels last; a deep random network makes 1e-5 of such a difference in rounding.
-    model.to(memory_format=torch.contiguous_format)
+    # As the Predictor lays its weights out, whatever training did: a deep random network makes 4e-5 of such a difference in rounding.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     expected = predict_probabilities(model, pixels[TRAIN:], labels.task)
     where = tmp_path / "bundle"
     try:
