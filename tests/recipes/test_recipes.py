@@ -148,7 +148,7 @@ def test_from_image_to_answer(name: str, tmp_path: Path) -> None:
     )
 
     # As the Predictor lays its weights out, whatever training did: a deep random network makes 4e-5 of such a difference in rounding.
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     expected = predict_probabilities(model, pixels[TRAIN:], labels.task)
     where = tmp_path / "bundle"
     try:
