@@ -43,7 +43,7 @@ def audit(
     subject: Annotated[str, typer.Argument(help="DATASET, or BUNDLE with --data.")],
     data: Annotated[str | None, typer.Option(help="With a BUNDLE: the DATASET to look at it with.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder to write; default: audit, within the DATASET or beside the BUNDLE.")] = None,
-    split: Annotated[str, typer.Option(help="With a BUNDLE: part to look at.")] = "test",
+    split: Annotated[str, typer.Option(help="With a BUNDLE: part to look at; the test part is for `evaluate`.")] = "val",
     quick: Annotated[bool, typer.Option("--quick", help="Of a DATASET: 1,500 images, not 5,000; copies as ingest counted them.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     json: Json = False,

@@ -1,6 +1,6 @@
 """Score a model on one part of a DATASET, once, and write the REPORT: ``metrics.json``, ``predictions.parquet``, ``report.html``.
 
-This is the only place that reads a test part.
+Nothing is fitted or chosen on what is read here: `evaluate` and `report` alone score a test part.
 """
 
 from __future__ import annotations

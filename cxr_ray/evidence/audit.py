@@ -43,15 +43,15 @@ CHECKS: Final[tuple[tuple[int, Probe], ...]] = (
 
 
 def audit_bundle(
-    bundle: Bundle, dataset: Dataset, out: str, *, split: str = "test", seed: int = 0, report: Report | None = None
+    bundle: Bundle, dataset: Dataset, out: str, *, split: str = "val", seed: int = 0, report: Report | None = None
 ) -> AuditRecord:
     """Look at a trained model for what it may be right by for the wrong reasons.
 
     Args:
         bundle: The model.
-        dataset: Images it has not learned from, through its preprocessing and with its labels.
+        dataset: Images that its weights were not fitted to, through its preprocessing and with its labels.
         out: Folder to write, a local path or a URI.
-        split: Part of the DATASET.
+        split: Part of the DATASET; what a model rests on can be seen without the test part.
         seed: Of the draw of images, the folds, the resamples and the random weights.
         report: Told of the progress.
 

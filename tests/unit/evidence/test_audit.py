@@ -16,7 +16,7 @@ from cxr_ray.labels import LabelSet
 
 
 def test_record_and_page(tmp_path: Path, bundle: Any, write_noise: Callable[..., Any]) -> None:
-    dataset = write_noise(tmp_path / "data", LabelSet(("covid", "normal"), "multiclass"), {"test": 24}, size=32)
+    dataset = write_noise(tmp_path / "data", LabelSet(("covid", "normal"), "multiclass"), {"val": 24}, size=32)
     seen: list[int] = []
     record = audit_bundle(bundle, dataset, str(tmp_path / "audit"), report=lambda done, total, name: seen.append(done))
     told = AuditRecord.model_validate_json((tmp_path / "audit" / "audit.json").read_text())
@@ -28,4 +28,4 @@ def test_record_and_page(tmp_path: Path, bundle: Any, write_noise: Callable[...,
     assert all(escape(check.title) in page for check in record.checks)
     assert "http" not in page
     with pytest.raises(DatasetError, match="no part"):
-        audit_bundle(bundle, dataset, str(tmp_path / "other"), split="val")
+        audit_bundle(bundle, dataset, str(tmp_path / "other"), split="test")
