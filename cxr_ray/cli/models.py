@@ -43,7 +43,7 @@ def evaluate(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Score a model on one part, with intervals by patient, and write the report. It and `report`, which evaluates too, are the ones that read a test part.
+    """Score a model on one part, with intervals by patient, and write the report. It and `report` alone score a test part.
 
     Example: cxr-ray evaluate run --data dataset --out report
     """
