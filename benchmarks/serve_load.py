@@ -39,10 +39,10 @@ def variants(names: Sequence[str], bundle: str, python: str, key: str, front: st
 
     def own(engine: str) -> dict[str, System]:
         return {
-            f"cpus {cpus}, decoders {decoders}": systems.ours(
-                f"ours_{engine}", {**common, "engine": engine, "cpus": cpus, "decoders": decoders}, front
+            f"replicas {replicas}, cpus {cpus}, decoders {decoders}": systems.ours(
+                f"ours_{engine}", {**common, "engine": engine, "replicas": replicas, "cpus": cpus, "decoders": decoders}, front
             )
-            for cpus, decoders in ((1, 1), (2, 1), (2, 2))
+            for replicas, cpus, decoders in ((1, 1, 1), (1, 2, 1), (2, 1, 1))
         }
 
     every: dict[str, Callable[[], dict[str, System]]] = {

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -111,6 +112,23 @@ def started(system: System, port: int, client: Client, log: Path) -> Iterator[Ru
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait()
+        _await_port(port)
+
+
+def _await_port(port: int) -> None:
+    """The next system listens there; a process that was killed holds it a moment longer."""
+    end = time.monotonic() + 30
+    while True:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                if time.monotonic() > end:
+                    raise SystemExit(f"port {port} is not free") from None
+                time.sleep(0.2)
+                continue
+            return
 
 
 def _await_answer(running: Running, client: Client, name: str, log: Path) -> None:
