@@ -195,7 +195,8 @@ def what_does_not_start_takes_no_traffic(clients: Clients, settings: ServeSettin
 
 def only_the_front_is_seen(port: int, own: int) -> None:
     """Of HAProxy and of the replicas' HTTP servers nothing listens beyond this machine."""
-    haproxy = processes("haproxy.cfg", own)
+    haproxy = processes(str(Path(os.environ["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent), own)  # of this service alone
+    assert haproxy
     listening = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout.splitlines()
     ours = [line.split()[3] for line in listening if any(f"pid={number}," in line for number in haproxy)]
     assert set(ours) == {f"127.0.0.1:{port}"}
