@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
 from cxr_ray import __version__, storage
 from cxr_ray.config import ModelConfig
@@ -187,6 +185,8 @@ class Bundle:
             image_size=(self.preprocess.height, self.preprocess.width),
             load_weights=False,
         )
+        from safetensors.torch import load as load_tensors
+
         tensors = load_tensors(_verified(self.location, member.weights, self.manifest.files[member.weights]))
         try:
             model.load_state_dict(tensors)
@@ -311,6 +311,8 @@ def _write_weights(out: str, file: str, member: NewMember, labels: LabelSet, pre
             f"the bundle has {len(labels)} labels and {size[0]}x{size[1]} images"
         )
     state = {key: value.detach().to("cpu").contiguous().clone() for key, value in model.state_dict().items()}
+    from safetensors.torch import save as save_tensors
+
     return _write(out, file, save_tensors(state))
 
 

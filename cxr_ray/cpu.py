@@ -1,4 +1,4 @@
-"""What a process that computes on the CPU sets once: threads, and memory that is kept instead of given back.
+"""What a process that computes on the CPU sets: threads, memory that is kept instead of given back, and work that yields to others.
 
 glibc hands every freed block of more than 128 KiB back to the kernel, which clears it again for the next batch: on two cores
 MobileNetV2's first stages spent three quarters of their time on those page faults (``benchmarks/README.md``).
@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import os
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # names of glibc's malloc.h
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # names of glibc's malloc.h
 _PAD_BYTES = 64 << 20
+_SMALL_BYTES = 32 << 20
+"""The largest that glibc takes for ``M_MMAP_THRESHOLD``."""
+
+Result = TypeVar("Result")
 
 
 def use_cores(threads: int) -> None:
@@ -28,10 +37,42 @@ def use_cores(threads: int) -> None:
 
 def keep_memory() -> bool:
     """Tell glibc's allocator not to return memory to the kernel. Returns whether it could be told (Linux with glibc)."""
+    return _tell((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, _PAD_BYTES))
+
+
+def keep_small_blocks() -> bool:
+    """As :func:`keep_memory`, but blocks above 32 MiB, and what is free beyond 64 MiB, go back at once.
+
+    For processes that work on one file after another, of which one may be huge.
+    """
+    return _tell((_MMAP_THRESHOLD, _SMALL_BYTES), (_TRIM_THRESHOLD, 2 * _SMALL_BYTES))
+
+
+def _tell(*settings: tuple[int, int]) -> bool:
     if not sys.platform.startswith("linux"):
         return False
     library = ctypes.CDLL(ctypes.util.find_library("c") or "libc.so.6", use_errno=True)
     if not hasattr(library, "gnu_get_libc_version"):
         return False
-    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, _PAD_BYTES))
     return all(library.mallopt(name, value) == 1 for name, value in settings)
+
+
+def in_background(call: Callable[[], Result]) -> Result:
+    """The result of a call, made in a thread that gets what others leave of the cores.
+
+    So a replica that starts does not slow those that answer on the same machine; where cores are idle it is as fast as ever. Linux's
+    policy ``SCHED_IDLE``, which needs no right and ends with the thread; elsewhere an ordinary thread. Threads and processes that the
+    call starts, and that outlive it, stay of the same kind.
+    """
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        if hasattr(os, "SCHED_IDLE"):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="background", daemon=True).start()
+    return future.result()

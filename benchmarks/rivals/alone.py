@@ -9,25 +9,18 @@ import uvicorn
 
 from cxr_ray.bundle import read_bundle
 from cxr_ray.cpu import use_cores
-from cxr_ray.serving.app import ServeSettings, manifest_sha256, model_info
+from cxr_ray.serving.app import ServeSettings, manifest_sha256, model_info, serve_bundle
 from cxr_ray.serving.audit import AuditLog
-from cxr_ray.serving.decoding import DecodePool
 from cxr_ray.serving.edge import Face, build_api
-from cxr_ray.serving.engine import LocalEngine
 from cxr_ray.serving.metrics import Metrics
-from cxr_ray.serving.predictor import Predictor
-from cxr_ray.serving.selection import select_engine
 
 
 def main() -> None:
     """Serve until SIGTERM."""
     settings, port = ServeSettings(**json.loads(sys.argv[1])), int(sys.argv[2])
-    cores = max(1, round(settings.cpus))
-    use_cores(cores)
+    use_cores(settings.cores)
     bundle, metrics = read_bundle(settings.bundle), Metrics()
-    predictor = Predictor(bundle)
-    select_engine(predictor, settings.engine, batch_size=settings.max_batch_size, threads=cores)
-    engine = LocalEngine(predictor, DecodePool(bundle.preprocess, processes=settings.decoders), metrics, settings.max_batch_size)
+    engine, _ = serve_bundle(settings, bundle, metrics)
     audit = AuditLog(settings.audit, model_sha256=manifest_sha256(bundle))
     api = build_api(Face(engine=engine, info=model_info(bundle), keys=settings.key_ring(), audit=audit, metrics=metrics))
     uvicorn.run(api, host="127.0.0.1", port=port, log_level="warning")

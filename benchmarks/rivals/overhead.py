@@ -68,7 +68,7 @@ def _parts(predictor: Predictor, image: bytes) -> dict[str, object]:
     with asyncio.Runner() as runner:
         found = {
             "decode": _milliseconds(lambda: predictor.decode(image)),
-            "decode_in_child": _milliseconds(lambda: runner.run(engine.decode(image))),
+            "decode_in_child": _milliseconds(lambda: decoders.decode(image)),
             "forward": _milliseconds(lambda: predictor.predict_checked(pixels[None])),
             "forward_by_engine": _milliseconds(lambda: runner.run(engine.score_pixels(np.array([pixels])))),
             "form": _milliseconds(lambda: runner.run(images_of(headers, form))),

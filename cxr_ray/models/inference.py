@@ -83,7 +83,8 @@ def to_probabilities(logits_BK: Tensor, task: Task) -> Tensor:
 def evaluating(model: nn.Module) -> Iterator[Any]:
     """Evaluation mode for the length of a block; afterwards every module is back in the mode it had."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    if training:
+        model.eval()
     try:
         yield model
     finally:

@@ -8,7 +8,8 @@ import os
 import re
 import weakref
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
 from prometheus_client.metrics_core import Metric
 from pydantic import Field, field_validator, model_validator
@@ -19,10 +20,11 @@ from ray.serve.schema import LoggingConfig
 
 from cxr_ray import storage
 from cxr_ray.bundle import CARD, MANIFEST, Bundle, read_bundle
-from cxr_ray.cpu import use_cores
+from cxr_ray.cpu import in_background, use_cores
 from cxr_ray.errors import ConfigError
 from cxr_ray.serving.answers import GatePolicy
 from cxr_ray.serving.audit import AuditLog
+from cxr_ray.serving.batcher import one_thread
 from cxr_ray.serving.decoding import MEMORY_BYTES, DecodePool
 from cxr_ray.serving.edge import Face, build_api, build_routes
 from cxr_ray.serving.engine import LocalEngine
@@ -30,15 +32,18 @@ from cxr_ray.serving.fleet import MODEL_NAME, Load
 from cxr_ray.serving.guard import EdgeLimits
 from cxr_ray.serving.keys import KEY_VARIABLE, SHA256, KeyRecord, KeyRing, obtain_key, read_keys
 from cxr_ray.serving.metrics import Metrics
-from cxr_ray.serving.predictor import Predictor
 from cxr_ray.serving.rollout import Report, Rollout
-from cxr_ray.serving.schema import EngineInfo, ModelInfo
-from cxr_ray.serving.selection import EngineChoice, select_engine
+from cxr_ray.serving.schema import EngineChoice, EngineInfo, ModelInfo
 from cxr_ray.serving.traffic import Forwarded, Reply, Traffic
 from cxr_ray.serving.versions import answered
 from cxr_ray.settings import Settings, parse_settings
 
+if TYPE_CHECKING:
+    from cxr_ray.serving.predictor import Predictor
+
 DEPLOYMENT = "classifier"
+LOGGING: Final[dict[str, Any]] = {"encoding": "JSON", "log_level": "WARNING", "enable_access_log": False}
+"""Of Ray Serve. At INFO it makes a record of every request, and drops it where there is no access log; ours is ``args.audit``."""
 
 
 class ServeSettings(Settings):
@@ -132,9 +137,17 @@ def serve_bundle(settings: ServeSettings, bundle: Bundle, metrics: Metrics) -> t
         seconds=settings.deadline_s,
         on_replace=metrics.replaced.inc,
     )
-    predictor = Predictor(bundle, device="cuda" if settings.gpus else "cpu")
-    chosen = select_engine(predictor, settings.engine, batch_size=settings.max_batch_size, threads=settings.cores)
-    engine = LocalEngine(predictor, decoders, metrics, settings.max_batch_size)
+
+    def load() -> tuple[Predictor, EngineInfo]:
+        from cxr_ray.serving.predictor import Predictor
+        from cxr_ray.serving.selection import select_engine
+
+        predictor = Predictor(bundle, device="cuda" if settings.gpus else "cpu")
+        return predictor, select_engine(predictor, settings.engine, batch_size=settings.max_batch_size, threads=settings.cores)
+
+    thread = one_thread()
+    predictor, chosen = thread.submit(load).result()
+    engine = LocalEngine(predictor, decoders, metrics, settings.max_batch_size, thread)
     weakref.finalize(engine, decoders.close).atexit = False
     return engine, chosen
 
@@ -147,6 +160,7 @@ class Classifier:
         self._keys = chosen.key_ring()
         bundle = read_bundle(chosen.bundle)
         self._audit = AuditLog(chosen.audit, model_sha256=manifest_sha256(bundle))
+        in_background(lambda: import_module("cxr_ray.serving.selection"))  # torch and all that hangs on it
         use_cores(chosen.cores)  # Ray starts its workers with one thread
         self._metrics = Metrics()
         self.engine, computes = serve_bundle(chosen, bundle, self._metrics)
@@ -169,6 +183,8 @@ class Classifier:
             traffic=self._traffic,
         )
         self._routes = build_routes(self._face)
+        gc.collect()
+        gc.freeze()  # what is there by now stays: a collection under load need not look at torch's and Ray's hundred thousands of objects
 
     def __serve_build_asgi_app__(self) -> Any:
         """The ASGI application of this replica (called by Ray Serve after ``__init__``)."""
@@ -291,7 +307,7 @@ def build(given: Mapping[str, Any]) -> Application:
         max_constructor_retry_count=3,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         user_config=user_config(args),
-        logging_config=LoggingConfig(encoding="JSON", enable_access_log=False),
+        logging_config=LoggingConfig(**LOGGING),
         **_scaling(args),
     )
     application: Application = deployment.bind(args.model_dump())

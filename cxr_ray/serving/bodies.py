@@ -18,6 +18,8 @@ _MOST_FIELDS = 8
 FORM_OVERHEAD = 16 * 1024
 """Bytes that a form may have beside its images."""
 _HEAD_BYTES = 32 * 1024
+_QUICK_BYTES = 1024 * 1024
+"""A form up to this is parsed at once: a thread would take longer to start on it than to do it."""
 
 
 class BodyRefused(Exception):
@@ -191,7 +193,10 @@ async def images_of(headers: Headers, body: bytes, *, most: int = MOST_IMAGES) -
     """
     kind, options = parse_options_header(headers.get("content-type", ""))
     if kind == b"multipart/form-data":
-        return await asyncio.to_thread(_files_of, body, options.get(b"boundary", b""), most)
+        boundary = options.get(b"boundary", b"")
+        if len(body) <= _QUICK_BYTES:
+            return _files_of(body, boundary, most)
+        return await asyncio.to_thread(_files_of, body, boundary, most)
     if kind and kind.decode("latin-1") not in IMAGE_TYPES:
         raise ImageError("unsupported", f"send multipart/form-data with files, or a body of type {', '.join(IMAGE_TYPES)}")
     return [body]

@@ -17,7 +17,7 @@ from ray.serve.context import _disconnect, _get_global_client
 from ray.serve.schema import ServeDeploySchema, ServeInstanceDetails
 
 from cxr_ray.errors import ClusterError, RolloutError
-from cxr_ray.serving.app import DEPLOYMENT, ServeSettings, user_config
+from cxr_ray.serving.app import DEPLOYMENT, LOGGING, ServeSettings, user_config
 from cxr_ray.serving.rollout import Report, Rollout
 
 APPLICATION: Final = "cxr-ray"
@@ -125,8 +125,7 @@ def _override(application: Config) -> Config:
 def configuration(name: str, settings: ServeSettings, *, route: str | None) -> Config:
     """The configuration of an application of ours; without a route only replicas reach it."""
     arguments = settings.model_dump(mode="json")
-    logging = {"encoding": "JSON", "enable_access_log": False}
-    return {"name": name, "route_prefix": route, "import_path": IMPORT_PATH, "args": arguments, "logging_config": logging}
+    return {"name": name, "route_prefix": route, "import_path": IMPORT_PATH, "args": arguments, "logging_config": LOGGING}
 
 
 def read() -> Deployed:

@@ -196,9 +196,7 @@ def _add_model_routes(api: FastAPI, face: Face, fleet: Fleet) -> None:
         response_model=Answer | Answers,
         openapi_extra={"requestBody": _request_body(several=True)},
     )
-    async def predict(
-        request: Request, gate: Literal["refuse", "flag"] | None = gate_query, model: str | None = model_query
-    ) -> Answer | Answers:
+    async def predict(request: Request, gate: Literal["refuse", "flag"] | None = gate_query, model: str | None = model_query) -> Response:
         """Classify one chest X-ray (PNG, JPEG or DICOM), sent as a form's file or as the body itself; or up to 16, as files of a form.
 
         Several are answered in the order of the form, each with its answer or the reason why not.
@@ -219,10 +217,10 @@ def _add_model_routes(api: FastAPI, face: Face, fleet: Fleet) -> None:
         if len(answers) == 1:
             if isinstance(answers[0], ImageError):
                 raise answers[0]
-            return answers[0]
+            return _json(answers[0])
         request_id = images.facts.request_id
         told = [_indexed(answer, index, request_id) if isinstance(answer, ImageError) else answer for index, answer in enumerate(answers)]
-        return Answers(answers=told, request_id=request_id)
+        return _json(Answers(answers=told, request_id=request_id))
 
     @api.post(
         "/v1/explain",
@@ -251,6 +249,11 @@ def _add_model_routes(api: FastAPI, face: Face, fleet: Fleet) -> None:
             images.refused(uploads[0], error)
             raise
         return Response(found.overlay, media_type="image/png") if format == "png" else answer
+
+
+def _json(answer: Answer | Answers) -> Response:
+    """As FastAPI would send it, but for checking once more what was just built."""
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _indexed(error: ImageError, index: int, request_id: str) -> IndexedRefusal:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -15,13 +16,12 @@ from numpy.typing import NDArray
 from cxr_ray.serving.batcher import Batcher
 from cxr_ray.serving.decoding import DecodePool
 from cxr_ray.serving.metrics import Metrics
-from cxr_ray.serving.predictor import Prediction, Predictor
 
 if TYPE_CHECKING:
     from cxr_ray.models.gate import GateVerdict
+    from cxr_ray.serving.predictor import Prediction, Predictor
 
 METHOD = "gradcam"
-Row = tuple[NDArray[np.float32], "GateVerdict | None"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,59 +79,71 @@ class Engine(Protocol):
 class LocalEngine:
     """An :class:`Engine` around a model in this process.
 
-    The model runs in one thread of its own: torch keeps a pool of cores for each thread that calls it, and an explanation hangs hooks
-    into the network that a forward pass must not meet.
+    The model runs in one thread: an explanation hangs hooks into the network that a forward pass must not meet.
 
     Args:
         predictor: The model.
         decoders: Decoding processes.
         metrics: Counters.
         max_batch_size: Images of several requests in one forward pass.
+        thread: That the model was loaded in (``batcher.one_thread``). None: another one.
     """
 
-    def __init__(self, predictor: Predictor, decoders: DecodePool, metrics: Metrics, max_batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        decoders: DecodePool,
+        metrics: Metrics,
+        max_batch_size: int = 16,
+        thread: ThreadPoolExecutor | None = None,
+    ) -> None:
         self.predictor, self._decoders, self._metrics = predictor, decoders, metrics
-        self.batcher: Batcher[NDArray[np.uint8], Row] = Batcher(self._infer, max_batch_size)
+        self.batcher: Batcher[NDArray[np.uint8], Scored] = Batcher(self._forward, max_batch_size, thread)
         self._threads = ThreadPoolExecutor(max_workers=decoders.processes, thread_name_prefix="decode")
-        self._model = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self.healthy = True
 
-    async def _infer(self, images: Sequence[NDArray[np.uint8]]) -> list[Row]:
-        return await asyncio.get_running_loop().run_in_executor(self._model, self._forward, images)
-
-    def _forward(self, images: Sequence[NDArray[np.uint8]]) -> list[Row]:
-        """N (H, W) uint8 -> N pairs of (K,) float32 probabilities and the gate's verdict (None: no gate)."""
+    def _forward(self, images: Sequence[NDArray[np.uint8]]) -> list[Scored]:
+        """N (H, W) uint8 -> N answers."""
         start = time.perf_counter()
         probabilities, verdicts = self.predictor.predict_checked(np.stack(images))
         self._metrics.infer.observe(time.perf_counter() - start)
         self._metrics.batch.observe(len(images))
-        return list(zip(probabilities, verdicts, strict=True))
+        rows = zip(probabilities, verdicts, images, strict=True)
+        return [Scored(self.predictor.call(row), verdict, image) for row, verdict, image in rows]
 
-    async def decode(self, data: bytes) -> NDArray[np.uint8]:
-        """File bytes -> (H, W) uint8; raises ImageError, before a bad image could join a batch."""
+    def _decode(self, data: bytes, scored: Future[Scored]) -> None:
+        """File bytes -> the batcher, unless nobody waits any more; a bad image gets its reason before it could join a batch."""
+        if scored.cancelled():
+            return
         start = time.perf_counter()
-        image = await asyncio.get_running_loop().run_in_executor(self._threads, self._decoders.decode, data)
+        try:
+            image = self._decoders.decode(data)
+        except Exception as error:
+            if scored.set_running_or_notify_cancel():
+                scored.set_exception(error)
+            return
         self._metrics.decode.observe(time.perf_counter() - start)
-        return image
+        self.batcher.put(image, scored)
 
     async def score(self, data: bytes) -> Scored:
         """See :class:`Engine`."""
-        return await self._scored(await self.decode(data))
+        scored: Future[Scored] = Future()
+        self._threads.submit(self._decode, data, scored)
+        return self._counted(await asyncio.wrap_future(scored))
 
     async def score_pixels(self, images: NDArray[np.uint8]) -> list[Scored]:
         """See :class:`Engine`."""
-        return list(await asyncio.gather(*map(self._scored, images)))
+        return [self._counted(scored) for scored in await asyncio.gather(*map(self.batcher, images))]
 
-    async def _scored(self, image: NDArray[np.uint8]) -> Scored:
-        probabilities, verdict = await self.batcher(image)
-        if verdict is not None:
-            self._metrics.verdicts.labels(verdict.verdict).inc()
-        return Scored(self.predictor.call(probabilities), verdict, image)
+    def _counted(self, scored: Scored) -> Scored:
+        if scored.verdict is not None:
+            self._metrics.verdicts.labels(scored.verdict.verdict).inc()
+        return scored
 
     async def explain(self, data: bytes, label: str | None) -> Explained:
         """See :class:`Engine`."""
         scored = await self.score(data)
-        return await asyncio.get_running_loop().run_in_executor(self._model, self._explained, scored, label)
+        return await self.batcher.between(lambda: self._explained(scored, label))
 
     def _explained(self, scored: Scored, label: str | None) -> Explained:
         from cxr_ray.evaluation.explain import explain, grey_png, overlay_png
@@ -154,7 +166,7 @@ class LocalEngine:
             RuntimeError: Its answer is not finite.
         """
         spec = self.predictor.bundle.preprocess
-        rows = await self._infer([np.zeros((spec.height, spec.width), dtype=np.uint8)])
-        self.healthy = bool(np.isfinite(rows[0][0]).all())
+        scored = await self.batcher(np.zeros((spec.height, spec.width), dtype=np.uint8))
+        self.healthy = all(map(isfinite, scored.prediction.probabilities.values()))
         if not self.healthy:
             raise RuntimeError("the model answers with numbers that are not finite")

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 Verdict = Literal["ok", "flagged", "refused"]
+EngineChoice = Literal["auto", "torch", "onnx", "compile"]
+"""What may be asked to compute the forward pass."""
 
 
 class Decision(BaseModel):

@@ -12,20 +12,20 @@ import time
 from collections.abc import Mapping
 from importlib.resources import files
 from importlib.util import find_spec
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cxr_ray.cpu import in_background
 from cxr_ray.errors import CxrRayError, ModelError
 from cxr_ray.models.forward import CompiledForward, EngineName, Forward, Scores, warm
 from cxr_ray.serving.graphs import graph_of
 from cxr_ray.serving.predictor import Predictor
-from cxr_ray.serving.schema import EngineInfo
+from cxr_ray.serving.schema import EngineChoice, EngineInfo
 
 logger = logging.getLogger(__name__)
 
-EngineChoice = Literal["auto", "torch", "onnx", "compile"]
 TOLERANCE: Final = 1e-4
 """Largest difference of a probability from torch's."""
 _POOLED_TOLERANCE: Final = 1e-3
@@ -99,7 +99,8 @@ def _build(predictor: Predictor, name: EngineName, threads: int) -> Forward:
         raise ModelError("ONNX Runtime serves from the CPU alone")
     from cxr_ray.models.onnx_graph import OnnxForward, to_onnx
 
-    return OnnxForward(graph_of(predictor.bundle, lambda: to_onnx(predictor.model, task)), threads=threads)
+    graph = in_background(lambda: graph_of(predictor.bundle, lambda: to_onnx(predictor.model, task)))
+    return OnnxForward(graph, threads=threads)
 
 
 def _pictures(predictor: Predictor) -> NDArray[np.uint8]:

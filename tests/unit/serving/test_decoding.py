@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -115,3 +116,22 @@ def test_threads_wait_for_a_free_child(pool: DecodePool, png: bytes) -> None:
         thread.join()
     assert len(found) == 12
     assert all((pixels == expected).all() for pixels in found)
+
+
+def test_a_child_keeps_its_memory_from_one_image_to_the_next() -> None:
+    """Given back and cleared anew by the kernel it costs a third of the time of decoding."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (1000, 1000), dtype=np.uint8)).save(file, "JPEG")
+    before = set(children())
+    with contextlib.closing(DecodePool(SPEC)) as pool:
+        pool.decode(file.getvalue())
+        (child,) = set(children()) - before
+        start, times = _page_faults(child), 20
+        for _ in range(times):
+            pool.decode(file.getvalue())
+        assert (_page_faults(child) - start) / times < 100
+
+
+def _page_faults(process: int) -> int:
+    with open(f"/proc/{process}/stat") as stat:
+        return int(stat.read().rpartition(")")[2].split()[7])
