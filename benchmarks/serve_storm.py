@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -249,14 +250,27 @@ class Storms:
         return {"sockets": 300, "seconds": round(max(seconds), 1), "lost": lost(answers), "p99_ratio": round(p99(answers) / base, 2)}
 
 
+def order(address: str, settings: str, ready: Any, go: Any) -> None:
+    """Deploy a service's settings when told to: a client that measures must not be the one that orders."""
+    cluster.prepare_environment()
+    from cxr_ray.serving.app import ServeSettings
+    from cxr_ray.serving.deployed import deploy
+
+    with cluster.connected(address):
+        ready.set()
+        go.wait()
+        deploy(ServeSettings.model_validate_json(settings))
+
+
 @contextlib.contextmanager
 def service(bundle: str, which: str) -> Iterator[tuple[int, Callable[[], None]]]:
     """Two replicas; the port, and what replaces their bundle."""
     os.environ["CXR_RAY_API_KEY"] = KEY
     front.choose(which)
     cluster.prepare_environment()
-    from cxr_ray.serving.app import ServeSettings
-    from cxr_ray.serving.deployed import deploy
+    import ray
+
+    from cxr_ray.serving.app import ServeSettings, checked
     from cxr_ray.serving.start import running
 
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -267,7 +281,19 @@ def service(bundle: str, which: str) -> Iterator[tuple[int, Callable[[], None]]]
         manifest = json.loads((other / "bundle.json").read_text())
         (other / "bundle.json").write_text(json.dumps(manifest | {"name": f"{manifest['name']}-other"}))
         with running(settings, port=0) as url:
-            yield int(url.rpartition(":")[2]), lambda: deploy(settings.model_copy(update={"bundle": str(other)}))
+            told = checked(settings.model_copy(update={"bundle": str(other)})).model_dump_json()
+            context = multiprocessing.get_context("spawn")
+            ready, go = context.Event(), context.Event()
+            orders = context.Process(target=order, args=(ray.get_runtime_context().gcs_address, told, ready, go), daemon=True)
+            orders.start()
+            ready.wait(60)
+
+            def roll() -> None:
+                go.set()
+                orders.join()
+
+            yield int(url.rpartition(":")[2]), roll
+            orders.kill()
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:

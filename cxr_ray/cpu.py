@@ -20,6 +20,8 @@ _PAD_BYTES = 64 << 20
 _SMALL_BYTES = 32 << 20
 """The largest that glibc takes for ``M_MMAP_THRESHOLD``."""
 
+_LAST = 19
+"""The largest niceness."""
 Result = TypeVar("Result")
 
 
@@ -60,15 +62,15 @@ def _tell(*settings: tuple[int, int]) -> bool:
 def in_background(call: Callable[[], Result]) -> Result:
     """The result of a call, made in a thread that gets what others leave of the cores.
 
-    So a replica that starts does not slow those that answer on the same machine; where cores are idle it is as fast as ever. Linux's
-    policy ``SCHED_IDLE``, which needs no right and ends with the thread; elsewhere an ordinary thread. Threads and processes that the
-    call starts, and that outlive it, stay of the same kind.
+    So a replica that starts does not slow those that answer on the same machine; where cores are idle it is as fast as ever. On Linux
+    niceness is a thread's own and needs no right to grow: 19 ends with the thread (``SCHED_IDLE`` served no better, and beside a training
+    on all cores a replica would not come up). Elsewhere an ordinary thread. What the call starts and outlives it stays of the same kind.
     """
     future: Future[Result] = Future()
 
     def run() -> None:
-        if hasattr(os, "SCHED_IDLE"):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        if sys.platform.startswith("linux"):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LAST)
         try:
             future.set_result(call())
         except BaseException as error:
