@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from cxr_ray.errors import CxrRayError
-from cxr_ray.serving.schema import Answer, Answers, Explanation, IndexedRefusal, ModelInfo, ModelList, ModelSummary
+from cxr_ray.serving.schema import ExplanationMethod, Answer, Answers, Explanation, IndexedRefusal, ModelInfo, ModelList, ModelSummary
 
 Source = str | PathLike[str] | bytes
 """A file's path, or its content."""
@@ -85,13 +85,13 @@ class Client:
         kind = f"multipart/form-data; boundary={boundary}"
         return self._ask("/v1/predict", Answers, {"gate": gate}, content=content, kind=kind).answers
 
-    def explain(self, source: Source, *, label: str | None = None) -> Explanation:
+    def explain(self, source: Source, *, label: str | None = None, method: ExplanationMethod | None = None) -> Explanation:
         """Where the model looked in one image for ``label`` (None: the most probable one).
 
         Raises:
             ServiceError: As :meth:`predict`.
         """
-        return self._ask("/v1/explain", Explanation, {"label": label}, content=_read(source))
+        return self._ask("/v1/explain", Explanation, {"label": label, "method": method}, content=_read(source))
 
     def model(self) -> ModelInfo:
         """What is being served.

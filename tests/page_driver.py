@@ -57,6 +57,10 @@ class Page:
         script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))"
         self.browser.execute_script(script, self.one(f"#{name}"), value)
 
+    def choose(self, selector: str, value: str) -> None:
+        """Of a list that unfolds."""
+        self.one(f"{selector} option[value='{value}']").click()
+
     def pixels(self) -> tuple[float, float]:
         """Of the picture as painted: mean grey value, and how far it is from grey (mean of red less blue)."""
         script = """

@@ -74,7 +74,7 @@ OCCLUSION: Final = "occlusion"
 INTEGRATED: Final = "integrated"
 METHODS: Final = (*_CAMS, INTEGRATED, OCCLUSION)
 BEST: Final = INTEGRATED
-"""What finds planted lesions best (benchmarks/pointing.py); the service keeps to ``gradcam``, a tenth of the work."""
+"""What finds planted lesions best (benchmarks/pointing.py); the service answers with ``gradcam``, a fifth of the work, unless asked."""
 
 
 class _AfterMap(nn.Module):

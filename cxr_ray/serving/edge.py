@@ -32,6 +32,7 @@ from cxr_ray.serving.schema import (
     Answer,
     Answers,
     Explanation,
+    ExplanationMethod,
     Health,
     ImageRefusal,
     IndexedRefusal,
@@ -232,6 +233,9 @@ def _add_model_routes(api: FastAPI, face: Face, fleet: Fleet) -> None:
     async def explain(
         request: Request,
         label: str | None = Query(default=None, description="A label of the model. Default: the most probable one."),
+        method: ExplanationMethod = Query(
+            default="gradcam", description="integrated: integrated gradients, which find small lesions far better and take longer."
+        ),
         format: Literal["json", "png"] = Query(default="json", description="png: the overlay as a picture."),
         gate: Literal["refuse", "flag"] | None = gate_query,
         model: str | None = model_query,
@@ -243,7 +247,7 @@ def _add_model_routes(api: FastAPI, face: Face, fleet: Fleet) -> None:
         uploads = await images_of(request.headers, await request.body(), most=1)
         try:
             async with asyncio.timeout(face.limits.deadline_seconds):
-                found = await (await fleet.asked(images.info)).explain(uploads[0], label)
+                found = await (await fleet.asked(images.info)).explain(uploads[0], label, method)
             answer = images.explanation(uploads[0], found)
         except ImageError as error:
             images.refused(uploads[0], error)

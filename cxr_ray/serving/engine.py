@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from cxr_ray.serving.batcher import Batcher
 from cxr_ray.serving.decoding import DecodePool
 from cxr_ray.serving.metrics import Metrics
+from cxr_ray.serving.schema import ExplanationMethod
 
 if TYPE_CHECKING:
     from cxr_ray.models.gate import GateVerdict
     from cxr_ray.serving.predictor import Prediction, Predictor
 
-METHOD = "gradcam"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Explained:
     Args:
         scored: What it answered.
         label: The label that is explained.
-        method: Of the ``grad-cam`` package.
+        method: By which it was found.
         overlay: PNG: the heat over the image.
         heat: Grey PNG, 0..255.
         image: Grey PNG of what the model saw.
@@ -54,7 +54,7 @@ class Explained:
 
     scored: Scored
     label: str
-    method: str
+    method: ExplanationMethod
     overlay: bytes
     heat: bytes
     image: bytes
@@ -69,7 +69,7 @@ class Engine(Protocol):
     async def score_pixels(self, images: NDArray[np.uint8]) -> list[Scored]:
         """(N, H, W) uint8, preprocessed -> N answers."""
 
-    async def explain(self, data: bytes, label: str | None) -> Explained:
+    async def explain(self, data: bytes, label: str | None, method: ExplanationMethod) -> Explained:
         """File bytes -> heat map of ``label`` (None: the most probable one); raises ImageError."""
 
     async def ready(self) -> bool:
@@ -79,7 +79,7 @@ class Engine(Protocol):
 class LocalEngine:
     """An :class:`Engine` around a model in this process.
 
-    The model runs in one thread: an explanation hangs hooks into the network that a forward pass must not meet.
+    The network runs in one thread: an explanation hangs hooks into it that a forward pass of its own must not meet.
 
     Args:
         predictor: The model.
@@ -100,6 +100,7 @@ class LocalEngine:
         self.predictor, self._decoders, self._metrics = predictor, decoders, metrics
         self.batcher: Batcher[NDArray[np.uint8], Scored] = Batcher(self._forward, max_batch_size, thread)
         self._threads = ThreadPoolExecutor(max_workers=decoders.processes, thread_name_prefix="decode")
+        self._explanations = ThreadPoolExecutor(max_workers=1, thread_name_prefix="explain")
         self.healthy = True
 
     def _forward(self, images: Sequence[NDArray[np.uint8]]) -> list[Scored]:
@@ -140,20 +141,26 @@ class LocalEngine:
             self._metrics.verdicts.labels(scored.verdict.verdict).inc()
         return scored
 
-    async def explain(self, data: bytes, label: str | None) -> Explained:
-        """See :class:`Engine`."""
+    async def explain(self, data: bytes, label: str | None, method: ExplanationMethod) -> Explained:
+        """See :class:`Engine`. Predictions go on meanwhile, but where they are made by the network that the hooks are in."""
         scored = await self.score(data)
-        return await self.batcher.between(lambda: self._explained(scored, label))
 
-    def _explained(self, scored: Scored, label: str | None) -> Explained:
+        def call() -> Explained:
+            return self._explained(scored, label, method)
+
+        if self.predictor.forward.name == "torch":
+            return await self.batcher.between(call)
+        return await asyncio.wrap_future(self._explanations.submit(call))
+
+    def _explained(self, scored: Scored, label: str | None, method: ExplanationMethod) -> Explained:
         from cxr_ray.evaluation.explain import explain, grey_png, overlay_png
 
         names, said = self.predictor.bundle.labels.names, scored.prediction.probabilities
         wanted = label or max(said, key=said.__getitem__)  # of what is answered: calibrated, the order may be another
-        found = explain(self.predictor.model, scored.pixels, names.index(wanted), method=METHOD)
+        found = explain(self.predictor.model, scored.pixels, names.index(wanted), method=method)
         heat = (255 * found.heat_HW).round().astype(np.uint8)
         images = overlay_png(scored.pixels, found.heat_HW), grey_png(heat), grey_png(scored.pixels)
-        return Explained(scored, names[found.label], METHOD, *images)
+        return Explained(scored, names[found.label], method, *images)
 
     async def ready(self) -> bool:
         """See :class:`Engine`."""

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 Verdict = Literal["ok", "flagged", "refused"]
+ExplanationMethod = Literal["gradcam", "integrated"]
+"""Of ``evaluation.explain``, those that answer within a deadline."""
 EngineChoice = Literal["auto", "torch", "onnx", "compile"]
 """What may be asked to compute the forward pass."""
 
@@ -100,7 +102,7 @@ class Explanation(Provenance):
 
     label: str
     probability: float = Field(ge=0, le=1)
-    method: str = Field(examples=["gradcam"])
+    method: ExplanationMethod
     heat_map: Picture = Field(description="0..255: the influence of each place on the label's score.")
     overlay: str = Field(description="Base64 of a PNG: the heat over the image.")
     image: str = Field(description="Base64 of a grey PNG: the image as the model saw it.")

@@ -33,7 +33,7 @@ from cxr_ray.serving.edge import Face, build_api
 from cxr_ray.serving.engine import Explained, Scored
 from cxr_ray.serving.keys import KeyRecord, KeyRing
 from cxr_ray.serving.predictor import Prediction
-from cxr_ray.serving.schema import ModelInfo
+from cxr_ray.serving.schema import ExplanationMethod, ModelInfo
 
 KEY = "a-key-for-the-page"
 SPEC = PreprocessSpec(height=160, width=160)
@@ -62,6 +62,11 @@ class FakeEngine:
     bodies: list[bytes] = field(default_factory=list)
     headers: list[list[tuple[bytes, bytes]]] = field(default_factory=list)
     url: str = ""
+    others: dict[str, ModelInfo] = field(default_factory=dict)
+    """Further models of the service; all of them are sure of covid."""
+
+    async def load(self, name: str) -> FakeEngine:
+        return FakeEngine(self.others[name], {"pneumonia": 0.02, "covid": 0.97, "normal": 0.01})
 
     def find(self, findings: dict[str, float], thresholds: dict[str, float]) -> None:
         """Become a multilabel model."""
@@ -86,16 +91,17 @@ class FakeEngine:
     async def score_pixels(self, images: NDArray[np.uint8]) -> list[Scored]:
         return [self._scored(image) for image in images]
 
-    async def explain(self, data: bytes, label: str | None) -> Explained:
-        """A warm spot whose place depends on the label."""
+    async def explain(self, data: bytes, label: str | None, method: ExplanationMethod) -> Explained:
+        """A warm spot whose place depends on the label, and whose size on the method."""
         if not self.explains or label is None:
             raise ImageError("no-heat-map", "no heat map today")
         scored = self._scored(load_image(data, SPEC)[0])
         center = (52, 112, 82)[self.info.labels.index(label) % 3]
         y, x = np.mgrid[0:160, 0:160]
-        heat = np.exp(-(((x - center) / 20) ** 2) - ((y - 66) / 24) ** 2)
+        size = 20 if method == "gradcam" else 8
+        heat = np.exp(-(((x - center) / size) ** 2) - ((y - 66) / size) ** 2)
         image = grey_png(scored.pixels)
-        return Explained(scored, label, "gradcam", image, grey_png(np.uint8(np.rint(255 * heat))), image)
+        return Explained(scored, label, method, image, grey_png(np.uint8(np.rint(255 * heat))), image)
 
     async def ready(self) -> bool:
         return True
@@ -142,7 +148,7 @@ def service() -> Iterator[FakeEngine]:
     )
     engine = FakeEngine(info)
     ring = KeyRing([KeyRecord(id="page", sha256=hashlib.sha256(KEY.encode()).hexdigest())])
-    api = build_api(Face(engine=engine, info=info, keys=ring, audit=AuditLog(OFF, model_sha256="a" * 64)))
+    api = build_api(Face(engine=engine, info=info, keys=ring, audit=AuditLog(OFF, model_sha256="a" * 64), others=engine.others, load=engine.load))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()  # what comes before the server runs waits for it

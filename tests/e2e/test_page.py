@@ -40,6 +40,7 @@ def test_the_empty_page_says_what_it_is_and_is_not(page: Page) -> None:
     assert "Not a medical device" in page.text(".warning")
     assert "synthetic" in page.text("#samples")
     assert page.text("#model") == "cnn-lstm 3f9a1c0b77de"
+    assert page.one("#models").is_displayed() is False  # there is one
     assert page.all("#study")[0].is_displayed() is False
 
 
@@ -79,6 +80,34 @@ def test_another_label_has_another_heat_map(page: Page) -> None:
     page.one(".bar:nth-of-type(2) input").click()
     page.sees("#heat-note", "for covid:")
     assert page.pixels() != before
+
+
+def test_another_method_has_another_heat_map_also_for_the_next_image(page: Page) -> None:
+    page.open().sample("pneumonia")
+    page.sees("#heat-note", "for pneumonia:")
+    before = page.pixels()
+    page.choose("#method", "integrated")
+    page.sees("#heat-note", "for pneumonia:")
+    assert page.pixels()[1] < before[1]
+    page.sample("normal")
+    page.sees("#heat-note", "for pneumonia:")
+    assert page.one("#method").get_attribute("value") == "integrated"
+    page.choose("#method", "gradcam")
+    page.sees("#heat-note", "for pneumonia:")
+    assert page.pixels()[1] == pytest.approx(before[1], rel=0.1)
+
+
+def test_a_service_of_several_models_lets_one_choose(page: Page) -> None:
+    page.service.others["croup"] = page.service.info.model_copy(update={"name": "croup", "version": "c0ffee"})
+    page.open().sample("normal")
+    page.sees(".call", "pneumonia")
+    assert [option.text for option in page.all("#models option")] == ["cnn-lstm 3f9a1c0b77de", "croup c0ffee"]
+    page.choose("#models select", "croup")
+    page.sees(".call", "covid")
+    page.sees("#model", "croup c0ffee")
+    page.sees("#heat-note", "for covid:")
+    page.choose("#models select", "cnn-lstm")
+    page.sees(".call", "pneumonia")
 
 
 def test_a_heat_map_that_fails_leaves_the_answer(page: Page) -> None:

@@ -103,6 +103,8 @@ def test_paths_and_contents(url: str, tmp_path: Path) -> None:
     assert Service.seen[-1][0] == "/v1/predict?gate=flag"
     assert client.explain(b"one", label="covid").overlay
     assert Service.seen[-1][0] == "/v1/explain?label=covid"
+    assert client.explain(b"one", method="integrated").overlay
+    assert Service.seen[-1][0] == "/v1/explain?method=integrated"
     assert client.model().labels == ["covid"]
 
 

@@ -24,7 +24,7 @@ from cxr_ray.serving.guard import EdgeLimits
 from cxr_ray.serving.keys import KeyRecord, KeyRing
 from cxr_ray.serving.metrics import Metrics
 from cxr_ray.serving.predictor import Prediction
-from cxr_ray.serving.schema import ModelInfo
+from cxr_ray.serving.schema import ExplanationMethod, ModelInfo
 
 KEY = "a-key-of-more-than-16-characters"
 BEARER = {"Authorization": f"Bearer {KEY}"}
@@ -72,11 +72,11 @@ class FakeEngine:
     async def score_pixels(self, images: NDArray[np.uint8]) -> list[Scored]:
         return [self._scored(verdict(refused=bool((image == 255).all()))) for image in images]
 
-    async def explain(self, data: bytes, label: str | None) -> Explained:
+    async def explain(self, data: bytes, label: str | None, method: ExplanationMethod) -> Explained:
         stream = io.BytesIO()
         Image.new("L", (8, 8)).save(stream, "PNG")
         picture = stream.getvalue()
-        return Explained(await self.score(data), label or "covid", "gradcam", picture, picture, picture)
+        return Explained(await self.score(data), label or "covid", method, picture, picture, picture)
 
     async def ready(self) -> bool:
         return self.healthy

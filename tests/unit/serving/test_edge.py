@@ -159,6 +159,7 @@ def test_an_explanation(client: TestClient) -> None:
     for png in (body["heat_map"]["png"], body["overlay"], body["image"]):
         assert base64.b64decode(png).startswith(b"\x89PNG")
     assert client.post("/v1/explain", content=b"pixels", headers=BEARER).json()["label"] == "covid"
+    assert client.post("/v1/explain?method=integrated", content=b"pixels", headers=BEARER).json()["method"] == "integrated"
     picture = client.post("/v1/explain?format=png", content=b"pixels", headers=BEARER)
     assert picture.headers["content-type"] == "image/png"
     assert picture.content == base64.b64decode(body["overlay"])
@@ -169,6 +170,7 @@ def test_an_explanation(client: TestClient) -> None:
     [
         ("/v1/explain?label=nosuch", {"content": b"x"}, "unknown-label"),
         ("/v1/explain?format=gif", {"content": b"x"}, "bad-request"),
+        ("/v1/explain?method=occlusion", {"content": b"x"}, "bad-request"),
         ("/v1/explain", {"content": b"turned"}, "not-upright"),
         ("/v1/explain", {"files": [("a", ("a", b"x")), ("b", ("b", b"y"))]}, "too-many-files"),
         ("/v1/predict?gate=never", {"content": b"x"}, "bad-request"),

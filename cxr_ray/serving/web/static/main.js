@@ -1,10 +1,10 @@
 // The page: which image is selected, and which part shows what of it.
 
 import { about } from "./about.js";
-import { find } from "./dom.js";
+import { find, make } from "./dom.js";
 import { Intake } from "./intake.js";
 import { Result } from "./result.js";
-import { model } from "./service.js";
+import { model, models, use } from "./service.js";
 import { Study } from "./study.js";
 import { Viewer } from "./viewer.js";
 import { Worklist } from "./worklist.js";
@@ -14,6 +14,7 @@ let task = null;
 
 const viewer = new Viewer();
 const result = new Result({ ask: (label) => selected.explain(label), again });
+const method = find("#method");
 const worklist = new Worklist({ select, clear: () => select(null) });
 const intake = new Intake({ add, fail: (error) => say(error.message) });
 
@@ -42,7 +43,8 @@ function again(study, gate) {
 function changed(study) {
   worklist.update(study, selected);
   if (study !== selected) return;
-  if (study.state === "answered" && study.label === null) return study.explain(study.top); // comes back here
+  if (study.state === "answered" && study.label === null) return study.explain(study.top, method.value); // comes back here
+  method.value = study.method;
   result.show(study, worklist.studies.indexOf(study), task);
   viewer.show(study);
   say(summary(study));
@@ -58,11 +60,34 @@ function say(text) {
   if (find("#status").textContent !== text) find("#status").textContent = text;
 }
 
+method.addEventListener("change", () => {
+  if (selected?.label != null) selected.explain(selected.label, method.value);
+});
+
+async function describe() {
+  const info = await model();
+  task = info.task;
+  about(info);
+}
+
+/** Where the service has several models: which one is asked, also about the images that are there. */
+async function offerModels() {
+  const all = (await models()).models;
+  if (all.length < 2) return;
+  const select = find("#models select");
+  select.replaceChildren(...all.map(({ name, version }) => make("option", { value: name }, `${name} ${version}`)));
+  select.addEventListener("change", async () => {
+    use(select.value);
+    await describe().catch((error) => say(error.message));
+    for (const study of worklist.studies) again(study, null);
+  });
+  find("#models").hidden = false;
+}
+
 async function begin() {
   try {
-    const info = await model();
-    task = info.task;
-    about(info);
+    await describe();
+    await offerModels();
     await intake.offerSamples();
   } catch (error) {
     find("#model").textContent = error.message;

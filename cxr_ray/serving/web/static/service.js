@@ -60,9 +60,17 @@ async function ask(path, options, onwait) {
   }
 }
 
+let model_ = null; // null: the one that the service is named for
+const named = () => (model_ === null ? "" : `?${new URLSearchParams({ model: model_ })}`);
+
+/** Which of several models is asked from now on. */
+export function use(name) {
+  model_ = name;
+}
+
 async function send(path, file, query, onwait) {
   if (file.size > MAX_BYTES) throw trouble(413);
-  const chosen = Object.entries(query).filter(([, value]) => value != null);
+  const chosen = Object.entries({ ...query, model: model_ }).filter(([, value]) => value != null);
   const headers = { "Content-Type": "application/octet-stream" }; // the bytes alone: no name leaves this computer
   const response = await ask(`${path}?${new URLSearchParams(chosen)}`, { method: "POST", body: file, headers }, onwait);
   return response.json();
@@ -72,8 +80,9 @@ async function send(path, file, query, onwait) {
 export const predict = (file, gate, onwait) => send("v1/predict", file, { gate }, onwait);
 
 /** The heat map of one label, with the picture that the model saw. */
-export const explain = (file, label, gate, onwait) => send("v1/explain", file, { label, gate }, onwait);
+export const explain = (file, label, gate, method) => send("v1/explain", file, { label, gate, method });
 
-export const model = async () => (await ask("v1/model")).json();
+export const model = async () => (await ask(`v1/model${named()}`)).json();
+export const models = async () => (await ask("v1/models")).json();
 export const sampleNames = async () => (await ask("v1/samples")).json();
 export const sample = async (name) => new File([await (await ask(`v1/samples/${name}`)).blob()], name);

@@ -15,7 +15,8 @@ export class Study {
   gate = null; // "flag": the user wants an answer though the gate refused
   original = undefined; // Grey; null: the browser cannot read it; undefined: not tried yet
   label = null; // whose heat map is shown
-  explanations = new Map(); // label -> {image, heat} of Grey; null: under way; or an Error
+  method = "gradcam"; // how it was found
+  explanations = new Map(); // method and label -> {image, heat} of Grey; null: under way; or an Error
 
   constructor(file, { synthetic, onchange }) {
     Object.assign(this, { file, name: file.name, synthetic, onchange });
@@ -39,8 +40,9 @@ export class Study {
     }));
   }
 
+  /** Of the label and method that are shown: {image, heat}, null while it is under way, or an Error. */
   get explanation() {
-    return this.explanations.get(this.label) ?? null;
+    return this.explanations.get(`${this.method} ${this.label}`) ?? null;
   }
 
   async predict() {
@@ -64,19 +66,20 @@ export class Study {
   }
 
   /** Fetches the heat map of `label` unless it is there; a heat map that fails costs only itself. */
-  async explain(label) {
-    const known = this.explanations.get(label);
+  async explain(label, method = this.method) {
+    const key = `${method} ${label}`;
+    const known = this.explanations.get(key);
     const again = known === undefined || known instanceof Error;
-    if (again) this.explanations.set(label, null);
-    this.label = label;
+    if (again) this.explanations.set(key, null);
+    Object.assign(this, { label, method });
     this.onchange(this);
     if (!again) return;
     try {
-      const found = await service.explain(this.file, label, this.gate);
+      const found = await service.explain(this.file, label, this.gate, method);
       const [image, heat] = await Promise.all([decodeBase64(found.image), decodeBase64(found.heat_map.png)]);
-      this.explanations.set(label, { image, heat });
+      this.explanations.set(key, { image, heat });
     } catch (error) {
-      this.explanations.set(label, error);
+      this.explanations.set(key, error);
     }
     this.onchange(this);
   }

@@ -151,16 +151,15 @@ export class Viewer {
   }
 }
 
-function heatNote({ label, state, explanations }) {
+function heatNote({ label, state, explanation }) {
   if (state !== "answered" || label === null) return "";
-  const found = explanations.get(label);
-  if (found instanceof Error) return `No heat map for ${label}: ${found.message}`;
-  return found ? `for ${label}:` : `Asking for ${label} …`;
+  if (explanation instanceof Error) return `No heat map for ${label}: ${explanation.message}`;
+  return explanation ? `for ${label}:` : `Asking for ${label} …`;
 }
 
-function pictureNote({ state, original, explanations, label }) {
+function pictureNote({ state, original, explanation }) {
   if (original === undefined || state === "waiting" || state === "asking") return "Reading …";
-  if (state === "answered" && !(explanations.get(label) instanceof Error)) return "Reading …";
+  if (state === "answered" && !(explanation instanceof Error)) return "Reading …";
   return "This browser cannot show the file.";
 }
 
