@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from cxr_ray.serving.predictor import Prediction, Predictor
 
 
-
 @dataclass(frozen=True, slots=True)
 class Scored:
     """What is known of one image.

@@ -148,7 +148,9 @@ def service() -> Iterator[FakeEngine]:
     )
     engine = FakeEngine(info)
     ring = KeyRing([KeyRecord(id="page", sha256=hashlib.sha256(KEY.encode()).hexdigest())])
-    api = build_api(Face(engine=engine, info=info, keys=ring, audit=AuditLog(OFF, model_sha256="a" * 64), others=engine.others, load=engine.load))
+    api = build_api(
+        Face(engine=engine, info=info, keys=ring, audit=AuditLog(OFF, model_sha256="a" * 64), others=engine.others, load=engine.load)
+    )
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()  # what comes before the server runs waits for it
