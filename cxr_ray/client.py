@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from cxr_ray.errors import CxrRayError
-from cxr_ray.serving.schema import ExplanationMethod, Answer, Answers, Explanation, IndexedRefusal, ModelInfo, ModelList, ModelSummary
+from cxr_ray.serving.schema import Answer, Answers, Explanation, ExplanationMethod, IndexedRefusal, ModelInfo, ModelList, ModelSummary
 
 Source = str | PathLike[str] | bytes
 """A file's path, or its content."""

@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from hashlib import sha256
 
-import numpy as np
 from starlette.datastructures import Headers
 
 from cxr_ray.bundle import read_bundle

@@ -172,6 +172,9 @@ def _add_service_routes(api: FastAPI, face: Face) -> None:
 
 def _add_model_routes(api: FastAPI, face: Face, fleet: Fleet) -> None:
     gate_query = Query(default=None, description="flag: answer what the input gate refuses all the same. Default: the service's setting.")
+    method_query = Query(
+        default="gradcam", description="integrated: integrated gradients, which find small lesions far better and take longer."
+    )
     model_query = Query(default=None, description="A model of /v1/models. Default: the one that the service is named for.")
 
     def images_for(request: Request, gate: Literal["refuse", "flag"] | None, model: str | None) -> Images:
@@ -233,9 +236,7 @@ def _add_model_routes(api: FastAPI, face: Face, fleet: Fleet) -> None:
     async def explain(
         request: Request,
         label: str | None = Query(default=None, description="A label of the model. Default: the most probable one."),
-        method: ExplanationMethod = Query(
-            default="gradcam", description="integrated: integrated gradients, which find small lesions far better and take longer."
-        ),
+        method: ExplanationMethod = method_query,
         format: Literal["json", "png"] = Query(default="json", description="png: the overlay as a picture."),
         gate: Literal["refuse", "flag"] | None = gate_query,
         model: str | None = model_query,

@@ -13,7 +13,7 @@ let selected = null;
 let task = null;
 
 const viewer = new Viewer();
-const result = new Result({ ask: (label) => selected.explain(label), again });
+const result = new Result({ ask: (label) => selected.explain(label, method.value), again });
 const method = find("#method");
 const worklist = new Worklist({ select, clear: () => select(null) });
 const intake = new Intake({ add, fail: (error) => say(error.message) });
@@ -43,8 +43,9 @@ function again(study, gate) {
 function changed(study) {
   worklist.update(study, selected);
   if (study !== selected) return;
-  if (study.state === "answered" && study.label === null) return study.explain(study.top, method.value); // comes back here
-  method.value = study.method;
+  if (study.state === "answered" && (study.label === null || study.method !== method.value)) {
+    return study.explain(study.label ?? study.top, method.value); // comes back here
+  }
   result.show(study, worklist.studies.indexOf(study), task);
   viewer.show(study);
   say(summary(study));
@@ -60,9 +61,7 @@ function say(text) {
   if (find("#status").textContent !== text) find("#status").textContent = text;
 }
 
-method.addEventListener("change", () => {
-  if (selected?.label != null) selected.explain(selected.label, method.value);
-});
+method.addEventListener("change", () => selected && changed(selected));
 
 async function describe() {
   const info = await model();

@@ -66,7 +66,7 @@ export class Study {
   }
 
   /** Fetches the heat map of `label` unless it is there; a heat map that fails costs only itself. */
-  async explain(label, method = this.method) {
+  async explain(label, method) {
     const key = `${method} ${label}`;
     const known = this.explanations.get(key);
     const again = known === undefined || known instanceof Error;
