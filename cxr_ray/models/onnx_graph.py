@@ -1,6 +1,7 @@
 """A network as an ONNX graph: images in, probabilities and the pooled feature map out, for any batch size; and ONNX Runtime, which runs it.
 
-The normalisation, all members of an ensemble, and softmax or sigmoid are inside. The packages are those of the extra ``onnx``.
+The normalisation, all members of an ensemble, and softmax or sigmoid are inside. It takes the packages
+``onnxruntime`` and ``onnxscript``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from cxr_ray.models.forward import EngineName, Scores
 from cxr_ray.models.inference import evaluating, to_probabilities
 
 INPUT, OUTPUTS = "images", ("probabilities", "pooled")
-_EXTRA = "pip install 'cxr-ray[onnx]'"
+_PACKAGES = "pip install onnxruntime onnxscript"
 
 
 class _Answering(nn.Module):
@@ -60,7 +61,7 @@ def to_onnx(model: Classifier | Ensemble, task: Task) -> bytes:
             assert program is not None
             return bytes(program.model_proto.SerializeToString())
         except ImportError as error:
-            raise ModelError(f"no ONNX graph without the package {error.name}", hint=_EXTRA) from None
+            raise ModelError(f"no ONNX graph without the package {error.name}", hint=_PACKAGES) from None
         except Exception as error:  # the exporter raises of many kinds what a network has that it does not know
             raise ModelError(f"the network cannot be written as an ONNX graph: {type(error).__name__}") from error
         finally:
@@ -84,7 +85,7 @@ class OnnxForward:
         try:
             import onnxruntime
         except ImportError:
-            raise ModelError("ONNX Runtime is not installed", hint=_EXTRA) from None
+            raise ModelError("ONNX Runtime is not installed", hint=_PACKAGES) from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores to decoding
