@@ -9,7 +9,7 @@ import re
 import weakref
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Self
 
 from prometheus_client.metrics_core import Metric
 from pydantic import Field, field_validator, model_validator
@@ -24,7 +24,6 @@ from cxr_ray.cpu import in_background, use_cores
 from cxr_ray.errors import ConfigError
 from cxr_ray.serving.answers import GatePolicy
 from cxr_ray.serving.audit import AuditLog
-from cxr_ray.serving.batcher import one_thread
 from cxr_ray.serving.decoding import MEMORY_BYTES, DecodePool
 from cxr_ray.serving.edge import Face, build_api, build_routes
 from cxr_ray.serving.engine import LocalEngine
@@ -37,9 +36,6 @@ from cxr_ray.serving.schema import EngineChoice, EngineInfo, ModelInfo
 from cxr_ray.serving.traffic import Forwarded, Reply, Traffic
 from cxr_ray.serving.versions import answered
 from cxr_ray.settings import Settings, parse_settings
-
-if TYPE_CHECKING:
-    from cxr_ray.serving.predictor import Predictor
 
 DEPLOYMENT = "classifier"
 LOGGING: Final[dict[str, Any]] = {"encoding": "JSON", "log_level": "WARNING", "enable_access_log": False}
@@ -130,6 +126,9 @@ def serve_bundle(settings: ServeSettings, bundle: Bundle, metrics: Metrics) -> t
 
     The processes end when nobody holds it any more: a request that is under way outlives the model's place in memory.
     """
+    from cxr_ray.serving.predictor import Predictor
+    from cxr_ray.serving.selection import select_engine
+
     decoders = DecodePool(
         bundle.preprocess,
         processes=settings.decoders,
@@ -137,17 +136,9 @@ def serve_bundle(settings: ServeSettings, bundle: Bundle, metrics: Metrics) -> t
         seconds=settings.deadline_s,
         on_replace=metrics.replaced.inc,
     )
-
-    def load() -> tuple[Predictor, EngineInfo]:
-        from cxr_ray.serving.predictor import Predictor
-        from cxr_ray.serving.selection import select_engine
-
-        predictor = Predictor(bundle, device="cuda" if settings.gpus else "cpu")
-        return predictor, select_engine(predictor, settings.engine, batch_size=settings.max_batch_size, threads=settings.cores)
-
-    thread = one_thread()
-    predictor, chosen = thread.submit(load).result()
-    engine = LocalEngine(predictor, decoders, metrics, settings.max_batch_size, thread)
+    predictor = Predictor(bundle, device="cuda" if settings.gpus else "cpu")
+    chosen = select_engine(predictor, settings.engine, batch_size=settings.max_batch_size, threads=settings.cores)
+    engine = LocalEngine(predictor, decoders, metrics, settings.max_batch_size)
     weakref.finalize(engine, decoders.close).atexit = False
     return engine, chosen
 

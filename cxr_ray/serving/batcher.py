@@ -20,29 +20,19 @@ Result = TypeVar("Result")
 Other = TypeVar("Other")
 
 
-def one_thread() -> ThreadPoolExecutor:
-    """For a model to be loaded and asked in.
-
-    GNU OpenMP keeps a pool for each thread that computes; where all pools together have more threads than the machine has cores, theirs
-    fall asleep between two layers and are woken for each: a model that one thread had loaded and another asked took 19 ms instead of 8.
-    """
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
-
-
 class Batcher(Generic[Item, Result]):
     """Calls ``work`` with what is waiting, in one thread, which is always the same one.
 
     Args:
         work: Items -> as many results, in their order; an exception is that of every item.
         most: Largest batch; may be changed at any time.
-        thread: An executor of one thread. None: one of its own.
     """
 
-    def __init__(self, work: Callable[[Sequence[Item]], Sequence[Result]], most: int, thread: ThreadPoolExecutor | None = None) -> None:
+    def __init__(self, work: Callable[[Sequence[Item]], Sequence[Result]], most: int) -> None:
         self._work, self.most = work, most
         self._lock, self._busy = threading.Lock(), False
         self._waiting: deque[tuple[Item, Future[Result]]] = deque()
-        self._thread = thread or one_thread()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     async def __call__(self, item: Item) -> Result:
         """The result of one item. One that is cancelled while it waits is left out."""

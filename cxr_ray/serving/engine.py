@@ -85,19 +85,11 @@ class LocalEngine:
         decoders: Decoding processes.
         metrics: Counters.
         max_batch_size: Images of several requests in one forward pass.
-        thread: That the model was loaded in (``batcher.one_thread``). None: another one.
     """
 
-    def __init__(
-        self,
-        predictor: Predictor,
-        decoders: DecodePool,
-        metrics: Metrics,
-        max_batch_size: int = 16,
-        thread: ThreadPoolExecutor | None = None,
-    ) -> None:
+    def __init__(self, predictor: Predictor, decoders: DecodePool, metrics: Metrics, max_batch_size: int = 16) -> None:
         self.predictor, self._decoders, self._metrics = predictor, decoders, metrics
-        self.batcher: Batcher[NDArray[np.uint8], Scored] = Batcher(self._forward, max_batch_size, thread)
+        self.batcher: Batcher[NDArray[np.uint8], Scored] = Batcher(self._forward, max_batch_size)
         self._threads = ThreadPoolExecutor(max_workers=decoders.processes, thread_name_prefix="decode")
         self._explanations = ThreadPoolExecutor(max_workers=1, thread_name_prefix="explain")
         self.healthy = True

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from cxr_ray.serving.batcher import Batcher, one_thread
+from cxr_ray.serving.batcher import Batcher
 
 
 class Model:
@@ -87,15 +87,13 @@ def test_a_fault_is_told_to_its_batch_alone() -> None:
     asyncio.run(run())
 
 
-def test_everything_is_done_in_the_thread_that_loaded_the_model() -> None:
+def test_everything_is_done_in_one_thread() -> None:
     async def run() -> None:
-        model, thread = Model(), one_thread()
+        model = Model()
         model.go.set()
-        loaded_in = thread.submit(threading.get_ident).result()
-        batcher: Batcher[int, int] = Batcher(model.work, 8, thread)
+        batcher: Batcher[int, int] = Batcher(model.work, 8)
         await asyncio.gather(*map(batcher, range(20)))
-        assert await batcher.between(threading.get_ident) == loaded_in
-        assert model.threads == {loaded_in}
+        assert model.threads == {await batcher.between(threading.get_ident)}
 
     asyncio.run(run())
 
