@@ -37,6 +37,8 @@ RAY_ENVIRONMENT: Mapping[str, str] = {
     # A front that died is found out after three probes: back in seconds, not in half a minute.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
+    # One that starts on a busy machine is given longer than Ray's 5 s, or it is killed and started again without end.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
     # Replicas run their routes in the loop that receives requests: ours never block it, and a second one costs each request four hops.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     # How often the controller looks, and replicas hand on Ray's counters: ten times a second took 4 % of a core for nothing.

@@ -41,7 +41,9 @@ _SETTINGS: Mapping[str, str] = {
     SWITCH: "1",
     # A replica that dies before it answers: ask another. Answers depend on the request alone, so asking twice does no harm.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-    "RAY_SERVE_HAPROXY_RETRIES": "3",
+    # More often than the errors after which a replica counts as down (3), or the replicas that may die at once: then Ray's own proxy is
+    # asked, which waits for a new one. Without a try left HAProxy closes a kept connection without a word.
+    "RAY_SERVE_HAPROXY_RETRIES": "10",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
     # Connections beyond wait in the kernel: each may hold a buffer.
     "RAY_SERVE_HAPROXY_MAXCONN": "2048",

