@@ -21,9 +21,9 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 demo: $(VENV)/.installed  ## the whole line on embedded data
 	$(BIN)/cxr-ray demo
 
-test: unit $(VENV)/.installed-dev  ## every test: those without Ray one process a core, then integration and e2e (one local Ray at a time)
+test: unit $(VENV)/.installed-dev  ## every test: those without Ray one process a core, then integration and e2e, which mostly wait, in two
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto tests/golden tests/recipes
-	$(BIN)/python -m pytest tests/integration tests/e2e
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup tests/e2e tests/integration
 
 unit: $(VENV)/.installed-dev  ## the tests that take seconds; one process a core, one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto tests/unit

@@ -251,6 +251,7 @@ def test_kill_9_of_the_driver_and_the_same_command_again(undisturbed: str, datas
             train(recipe(), dataset, out)
         driver.kill()
         driver.wait()
+    wait_for(lambda: not train_workers(), "the dead driver's worker to end")  # it may have written one checkpoint more
     left = max(Path(out, "checkpoints").iterdir())
     assert open_run(out).manifest.status == "running"
     weights_file = left / "model.safetensors"
