@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from process_tree import below, command_of
+
 ROOT = Path(__file__).parents[1]
 KEY = "a-key-for-a-service-of-tests"
 REPLICA = "ray::ServeReplica:cxr-ray:"
@@ -47,13 +49,13 @@ class Service:
 
     def replica(self) -> int:
         """Process id of the one replica."""
-        (pid,) = [pid for pid in _below(self.pid) if _command(pid).startswith(REPLICA)]
+        (pid,) = [pid for pid in below(self.pid) if command_of(pid).startswith(REPLICA)]
         return pid
 
     def memory(self) -> int:
         """Bytes that the replica, its decoding processes and their codecs hold; what they share counts once (PSS)."""
         replica = self.replica()
-        return sum(map(_pss, [replica, *_below(replica)]))
+        return sum(map(_pss, [replica, *below(replica)]))
 
 
 @dataclass
@@ -130,28 +132,6 @@ def _address(process: subprocess.Popen[bytes], folder: Path) -> str:
                 return str(json.loads(line)["url"])
         time.sleep(0.1)
     raise RuntimeError(f"the service did not come up\n{(folder / 'stderr').read_text()}")
-
-
-def _below(pid: int) -> list[int]:
-    """All descendants of a process."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                parents.setdefault(parent, []).append(int(entry.name))
-    found, waiting = [], [pid]
-    while waiting:
-        children = parents.get(waiting.pop(), [])
-        found += children
-        waiting += children
-    return found
-
-
-def _command(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
-    return ""
 
 
 def _pss(pid: int) -> int:

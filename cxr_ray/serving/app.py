@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import re
 import weakref
@@ -36,6 +37,8 @@ from cxr_ray.serving.schema import EngineChoice, EngineInfo, ModelInfo
 from cxr_ray.serving.traffic import Forwarded, Reply, Traffic
 from cxr_ray.serving.versions import answered
 from cxr_ray.settings import Settings, parse_settings
+
+logger = logging.getLogger(__name__)
 
 DEPLOYMENT = "classifier"
 LOGGING: Final[dict[str, Any]] = {"encoding": "JSON", "log_level": "WARNING", "enable_access_log": False}
@@ -84,7 +87,8 @@ class ServeSettings(Settings):
     cors_origins: tuple[str, ...] = ()
     """Origins (``https://host``) whose pages may ask; by default none."""
     models: dict[Annotated[str, Field(pattern=f"^{MODEL_NAME}$")], str] = Field(default_factory=dict)
-    """Further BUNDLEs by the name that requests give (``?model=NAME``, ``/v2/models/NAME``); loaded when they are first asked for."""
+    """Further BUNDLEs by the name that requests give (``?model=NAME``, ``/v2/models/NAME``); the first of them are loaded once the replica
+    answers, others when they are asked for."""
     models_per_replica: int = Field(default=3, ge=1)
     """Of those, how many a replica keeps in memory; the one that was not asked for the longest leaves."""
 
@@ -159,6 +163,8 @@ class Classifier:
         info = model_info(bundle, computes)
         others = {name: model_info(read_bundle(location)).model_copy(update={"name": name}) for name, location in chosen.models.items()}
         self._traffic = Traffic(info, self._ask, patience=chosen.deadline_s / 2, metrics=self._metrics, audit=self._audit)
+        self._load = self._loader()
+        self._ahead: asyncio.Task[None] | None = None
         self._face = Face(
             engine=self.engine,
             info=info,
@@ -170,7 +176,7 @@ class Classifier:
             metrics=self._metrics,
             gather=self._all_counters,
             others=others,
-            load=self._loader(),
+            load=self._load,
             traffic=self._traffic,
         )
         self._routes = build_routes(self._face)
@@ -224,8 +230,18 @@ class Classifier:
         self._traffic.update(None if given is None else Rollout(**given))
 
     async def check_health(self) -> None:
-        """Ray Serve's probe: a forward pass that fails makes this replica be replaced."""
+        """Ray Serve's probe: a forward pass that fails makes this replica be replaced. After the first, other models are loaded."""
         await self.engine.probe()
+        if self._ahead is None:
+            self._ahead = asyncio.create_task(self._load_ahead())
+
+    async def _load_ahead(self) -> None:
+        """As many of the other models as stay in memory, so that nobody waits for them."""
+        for name in list(self.settings.models)[: self.settings.models_per_replica]:
+            try:
+                await self._load(name)
+            except Exception as error:  # whoever asks for it is told
+                logger.warning("model %s is not loaded: %s", name, type(error).__name__)
 
 
 def manifest_sha256(bundle: Bundle) -> str:

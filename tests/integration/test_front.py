@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from process_tree import processes
 
 from cxr_ray import front
 from cxr_ray.errors import ClusterError
@@ -100,21 +101,6 @@ def service(
     with running(settings, place=place) as url:
         assert url.startswith("https://127.0.0.1:")
         yield int(url.rpartition(":")[2]), settings
-
-
-def processes(kind: str, below: int) -> list[int]:
-    """Numbers of the processes of a kind (part of the command line) that descend from process ``below``."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):
-            if kind not in (entry / "cmdline").read_text():
-                continue
-            number = int(entry.name)
-            while number > 1 and number != below:
-                number = int((Path("/proc") / str(number) / "stat").read_text().rpartition(")")[2].split()[1])
-            if number == below:
-                found.append(int(entry.name))
-    return found
 
 
 def kill_one(kind: str, below: int) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from process_tree import processes
 from ray.train import UserCallback
 from safetensors.torch import load_file
 
@@ -183,21 +184,7 @@ def test_two_workers_do_as_one(undisturbed: str, dataset: str, tmp_path: Path) -
 
 def train_workers() -> list[int]:
     """Process numbers of the training workers of this session's cluster."""
-    parents, titles = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                titles[int(entry.name)] = (entry / "cmdline").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-
-    def ours(pid: int) -> bool:
-        while pid in parents and pid != os.getpid():
-            pid = parents[pid]
-        return pid == os.getpid()
-
-    return [pid for pid, title in titles.items() if title.startswith(b"ray::RayTrainWorker") and ours(pid)]
+    return processes("ray::RayTrainWorker", os.getpid())
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
