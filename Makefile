@@ -25,7 +25,7 @@ demo: $(VENV)/.installed  ## the whole line on embedded data
 
 test: unit $(VENV)/.installed-dev  ## every test: those without Ray one process a core, then integration and e2e
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto tests/golden tests/recipes
-	$(BIN)/python -m pytest --numprocesses $(CLUSTERS) --dist loadgroup tests/e2e tests/integration
+	$(BIN)/python -m pytest --numprocesses $(CLUSTERS) --dist loadgroup tests/integration tests/e2e
 
 unit: $(VENV)/.installed-dev  ## the tests that take seconds; one process a core, one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto tests/unit
