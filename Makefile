@@ -1,8 +1,6 @@
 # The only commands a newcomer needs: `make demo` and `make test`. A developer's loop: `make check`.
 PYTHON ?= python3
 VENV   ?= .venv
-# Processes for integration and e2e, each with its own local Ray; 0: this one. 2 on two cores is a third faster, and a stress test.
-CLUSTERS ?= 0
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -23,9 +21,9 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 demo: $(VENV)/.installed  ## the whole line on embedded data
 	$(BIN)/cxr-ray demo
 
-test: unit $(VENV)/.installed-dev  ## every test: those without Ray one process a core, then integration and e2e
+test: unit $(VENV)/.installed-dev  ## every test: those without Ray one process a core, then integration and e2e (one local Ray at a time)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto tests/golden tests/recipes
-	$(BIN)/python -m pytest --numprocesses $(CLUSTERS) --dist loadgroup tests/integration tests/e2e
+	$(BIN)/python -m pytest tests/integration tests/e2e
 
 unit: $(VENV)/.installed-dev  ## the tests that take seconds; one process a core, one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto tests/unit

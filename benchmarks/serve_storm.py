@@ -33,7 +33,8 @@ from cxr_ray import cluster, front
 
 KEY = "a-key-of-this-benchmark-alone"
 CALM_CLIENTS = 4
-STORMS = ("kill-replica", "kill-controller", "kill-proxy", "roll", "flood", "loris")
+KILLS = 10
+STORMS = ("kill-replica", "kill-replicas", "kill-controller", "kill-proxy", "roll", "flood", "loris")
 Answers = list[tuple[float, float, str]]
 """When (of the monotonic clock) an answer came, after how many milliseconds, and its status, or the error in its place."""
 
@@ -180,6 +181,17 @@ class Storms:
     async def _kill_replica(self, _: float) -> dict[str, Any]:
         answers = await self._blow("ray::ServeReplica")
         return {"requests": len(answers), "lost": lost(answers)}
+
+    async def _kill_replicas(self, _: float) -> dict[str, Any]:
+        """The older one, again and again, two seconds after there are two: often no other is ready yet."""
+        async with asking(self._port, self._body, CALM_CLIENTS) as answers:
+            for _ in range(KILLS):
+                while len(found := await asyncio.to_thread(processes, "ray::ServeReplica")) < 2:
+                    await asyncio.sleep(0.2)
+                os.kill(min(found), signal.SIGKILL)
+                await asyncio.sleep(2)
+            await asyncio.sleep(self._calm + 10)
+        return {"kills": KILLS, "requests": len(answers), "lost": lost(answers)}
 
     async def _kill_controller(self, _: float) -> dict[str, Any]:
         answers = await self._blow("ray::ServeController")

@@ -18,14 +18,11 @@ prepare_environment()  # before anything imports ray
 TESTS = Path(__file__).parent
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0]
         if folder in {"unit", "integration", "e2e", "golden", "recipes"}:
             item.add_marker(folder)
-        # Two processes may share the slow tests (--dist loadgroup): a file keeps to one with its Ray, and e2e with its one README line.
-        item.add_marker(pytest.mark.xdist_group(folder if folder == "e2e" else item.path.name))
 
 
 @pytest.fixture(scope="session")

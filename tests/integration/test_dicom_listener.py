@@ -44,6 +44,10 @@ from cxr_ray.serving.dicom.delivery import Delivery, Destination
 from cxr_ray.serving.dicom.listener import ListenSettings, listening
 from cxr_ray.serving.dicom.reading import Finding, HeatMap, Reading
 
+# pynetdicom's client, here the modality, may leave a plain socket of an aborted association to the garbage collector on a busy machine.
+# The listener's are of a class of their own, and one left open still fails.
+pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed <socket\.socket:ResourceWarning")
+
 SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless]
 PATIENT = {"PatientName": "MARKER^NAME", "PatientID": "MARKER-ID", "StudyInstanceUID": "1.2.3.1", "SeriesInstanceUID": "1.2.3.2"}
 READING = Reading((Finding("covid", 0.9, 0.5, True),), "tiny", "0123456789ab", (), HeatMap("covid", np.zeros((32, 32, 3), np.uint8)))

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from process_tree import processes
 from ray.train import UserCallback
 from safetensors.torch import load_file
 
@@ -184,6 +183,8 @@ def test_two_workers_do_as_one(undisturbed: str, dataset: str, tmp_path: Path) -
 
 def train_workers() -> list[int]:
     """Process numbers of the training workers of this session's cluster."""
+    from process_tree import processes  # Ray's workers, to which this module is sent, have no such module
+
     return processes("ray::RayTrainWorker", os.getpid())
 
 
