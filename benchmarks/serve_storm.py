@@ -183,15 +183,16 @@ class Storms:
         return {"requests": len(answers), "lost": lost(answers)}
 
     async def _kill_replicas(self, _: float) -> dict[str, Any]:
-        """The older one, again and again, two seconds after there are two: often no other is ready yet."""
+        """The older one, again and again, five seconds after there are two: the other is ready, or about to be."""
         async with asking(self._port, self._body, CALM_CLIENTS) as answers:
             for _ in range(KILLS):
                 while len(found := await asyncio.to_thread(processes, "ray::ServeReplica")) < 2:
                     await asyncio.sleep(0.2)
                 os.kill(min(found), signal.SIGKILL)
-                await asyncio.sleep(2)
+                await asyncio.sleep(5)
             await asyncio.sleep(self._calm + 10)
-        return {"kills": KILLS, "requests": len(answers), "lost": lost(answers)}
+        failed = {f"status_{status.lower()}": count for status, count in Counter(one[2] for one in answers).items() if status != "200"}
+        return {"kills": KILLS, "requests": len(answers), "lost": lost(answers), **failed}
 
     async def _kill_controller(self, _: float) -> dict[str, Any]:
         answers = await self._blow("ray::ServeController")
