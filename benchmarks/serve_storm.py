@@ -152,11 +152,13 @@ class Storms:
         calm: Seconds of the calm that a storm is held against, and of what follows a blow.
         requests: Of the flood.
         clients: Of the flood.
+        pause: Seconds between the start of a replica's process and the next kill, where replica after replica is killed.
         roll: Replaces the bundle by another.
     """
 
-    def __init__(self, port: int, body: bytes, *, calm: float, requests: int, clients: int, roll: Callable[[], None]) -> None:
-        self._port, self._body, self._calm, self._requests, self._clients, self._replace = port, body, calm, requests, clients, roll
+    def __init__(self, port: int, body: bytes, *, calm: float, requests: int, clients: int, pause: float, roll: Callable[[], None]) -> None:
+        self._port, self._body, self._calm, self._pause, self._replace = port, body, calm, pause, roll
+        self._requests, self._clients = requests, clients
 
     async def run(self, storm: str) -> dict[str, Any]:
         """The figures of one."""
@@ -183,13 +185,13 @@ class Storms:
         return {"requests": len(answers), "lost": lost(answers)}
 
     async def _kill_replicas(self, _: float) -> dict[str, Any]:
-        """The older one, again and again, five seconds after there are two: the other is ready, or about to be."""
+        """The older one, again and again, a pause after there are two: by default the other is ready, or about to be."""
         async with asking(self._port, self._body, CALM_CLIENTS) as answers:
             for _ in range(KILLS):
                 while len(found := await asyncio.to_thread(processes, "ray::ServeReplica")) < 2:
                     await asyncio.sleep(0.2)
                 os.kill(min(found), signal.SIGKILL)
-                await asyncio.sleep(5)
+                await asyncio.sleep(self._pause)
             await asyncio.sleep(self._calm + 10)
         failed = {f"status_{status.lower()}": count for status, count in Counter(one[2] for one in answers).items() if status != "200"}
         return {"kills": KILLS, "requests": len(answers), "lost": lost(answers), **failed}
@@ -318,11 +320,12 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--requests", type=int, default=10_000, help="of the flood")
     parser.add_argument("--clients", type=int, default=500, help="of the flood, at once")
     parser.add_argument("--calm", type=float, default=8.0, help="seconds of the calm that each storm is held against")
+    parser.add_argument("--pause", type=float, default=5.0, help="seconds before the next of kill-replicas")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     body = (files("cxr_ray.serving.web") / "samples" / "phantom-normal.png").read_bytes()
     with redirect_stdout(sys.stderr), service(str(Path(given.bundle).absolute()), given.front) as (port, roll):
-        storms = Storms(port, body, calm=given.calm, requests=given.requests, clients=given.clients, roll=roll)
+        storms = Storms(port, body, calm=given.calm, requests=given.requests, clients=given.clients, pause=given.pause, roll=roll)
         found: dict[str, Any] = {"front": "haproxy" if front.in_use() else "ray"}
         for storm in given.storms:
             found |= asyncio.run(storms.run(storm))
