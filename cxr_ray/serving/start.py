@@ -27,8 +27,10 @@ from cxr_ray.serving.app import ServeSettings, checked
 from cxr_ray.serving.deployed import deploy
 from cxr_ray.serving.keys import KEY_VARIABLE, ApiKey, obtain_key
 
-_KEPT_SECONDS: Final = {"stranger": 10, "haproxy": 75}
-"""How long a server of Ray's keeps an idle connection, by whose it is: HAProxy, which may use one again, must be the first to close it."""
+_KEPT_SECONDS: Final = 10
+"""How long a server of Ray's keeps a client's idle connection."""
+_KEPT_FOR_HAPROXY_SECONDS: Final = 75
+"""The same where the client is HAProxy, which must be the first to close one, or it asks on a connection that is gone."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,11 @@ def running(settings: ServeSettings, *, place: Place | None = None, host: str = 
 
 
 def _start(options: HTTPOptions) -> None:
-    """Start Ray Serve's controller and what stands before the replicas."""
+    """Start Ray Serve's controller and what stands before the replicas.
+
+    Raises:
+        ClusterError: It did not come up.
+    """
     try:
         serve.start(http_options=options, logging_config=LoggingConfig(enable_access_log=False))
     except (RayError, TimeoutError) as error:
@@ -99,15 +105,13 @@ def _start(options: HTTPOptions) -> None:
 
 
 def _http_options(place: Place, settings: ServeSettings) -> HTTPOptions:
-    common = HTTPOptions(
-        host=place.host, port=place.port, keep_alive_timeout_s=_KEPT_SECONDS["stranger"], request_timeout_s=settings.deadline_s + 5
-    )
+    common = HTTPOptions(host=place.host, port=place.port, keep_alive_timeout_s=_KEPT_SECONDS, request_timeout_s=settings.deadline_s + 5)
     if not front.in_use():
         return common.model_copy(update={"ssl_certfile": place.certificate, "ssl_keyfile": place.key})
     most = settings.body_s + settings.deadline_s + 10
     front.show(front.Front(place.host, place.certificate, place.key, body_seconds=settings.body_s, answer_seconds=most))
     # The address is the replicas', too: HAProxy alone is seen.
-    return common.model_copy(update={"host": "127.0.0.1", "keep_alive_timeout_s": _KEPT_SECONDS["haproxy"]})
+    return common.model_copy(update={"host": "127.0.0.1", "keep_alive_timeout_s": _KEPT_FOR_HAPROXY_SECONDS})
 
 
 def _free_port(host: str) -> int:

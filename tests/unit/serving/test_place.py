@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ray import serve
+from ray.exceptions import ActorDiedError
 
-from cxr_ray import cli
-from cxr_ray.errors import ConfigError
-from cxr_ray.serving.start import Place
+from cxr_ray import cli, front
+from cxr_ray.errors import ClusterError, ConfigError
+from cxr_ray.serving.app import ServeSettings
+from cxr_ray.serving.start import Place, running
 
 
 def test_a_pair_is_taken(key_pair: tuple[Path, Path]) -> None:
@@ -47,3 +51,18 @@ def test_what_is_no_pair_is_refused_in_words(wrong: str, key_pair: tuple[Path, P
 def test_the_command_ends_before_anything_starts(key_pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["serve", "bundle", "--tls-cert", str(key_pair[1]), "--tls-key", str(key_pair[1])]) == 2
     assert "no certificate and its key" in capsys.readouterr().err
+
+
+def test_a_front_that_does_not_come_up_is_told_in_words(bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    def start(**_: object) -> None:
+        raise ActorDiedError
+
+    monkeypatch.setenv("CXR_RAY_API_KEY", "a-key-for-a-service-that-does-not-start")
+    monkeypatch.setattr(serve, "start", start)
+    monkeypatch.setattr(serve, "shutdown", lambda: ended.append(True))
+    monkeypatch.setattr(front, "in_use", lambda: False)
+    with pytest.raises(ClusterError, match="did not come up: ActorDiedError"), running(ServeSettings(bundle=bundle.location), port=0):
+        pass
+    assert ended == [True], "what had started is left behind"
